@@ -1,0 +1,1 @@
+"""What Lathe's services have in common; each module is named for what it holds."""

@@ -1,0 +1,53 @@
+#!/bin/sh
+# Make sure that this machine has the programs that Lathe needs and pip cannot install.
+#
+#   tools/system_packages.sh run     to run the services
+#   tools/system_packages.sh test    to run the tests as well
+#
+# Looks for what the programs can do, not for packages: a python3 that is not Debian's needs no python3-venv. Installs
+# with apt as root; anybody else gets the command to type. PYTHON names another interpreter than python3.
+set -eu
+
+purpose=${1:?"usage: $0 run|test"}
+python=${PYTHON:-python3}
+
+if ! command -v "$python" > /dev/null; then
+    echo "Lathe needs Python 3.11 or later; there is no $python here." >&2
+    exit 1
+fi
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "Lathe needs Python 3.11 or later; $python is $("$python" -V). Name another one: PYTHON=python3.12 make $purpose" >&2
+    exit 1
+fi
+
+missing=
+need() { missing="$missing $1"; }
+
+"$python" -c 'import ensurepip, venv' 2> /dev/null || need python3-venv
+command -v bwrap > /dev/null || need bubblewrap
+if [ "$purpose" = test ]; then
+    command -v bazel > /dev/null || need bazel-bootstrap
+    command -v g++ > /dev/null || need g++
+    command -v setpriv > /dev/null || need util-linux
+fi
+[ -n "$missing" ] || exit 0
+
+# Word splitting of $missing is what is wanted from here on: one word is one package.
+install="apt-get install --yes --no-install-recommends$missing"
+if ! command -v apt-get > /dev/null; then
+    echo "Lathe needs what Debian calls$missing; this machine has no apt-get, so please install that first." >&2
+    exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+    echo "Lathe needs$missing. Please install first:" >&2
+    echo "    sudo $install" >&2
+    exit 1
+fi
+
+echo "Installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+# A machine's package lists may be absent, or so old that what they name is gone; only then are they fetched.
+if ! { $install --quiet=2 > /dev/null 2>&1; }; then
+    apt-get update --quiet=2
+    $install --quiet=2 > /dev/null
+fi
