@@ -35,20 +35,21 @@ ALL_FUNCTIONS = tuple(DigestFunction)
 
 # A length-delimited field 2 that holds a SHA-256 Digest as every client writes it: the hash, then the size unless zero.
 # The length byte says how long the size's varint is (66 without one), so it is spelled out for one to five bytes; sizes
-# of 32 GiB and more take the general path.
-_HASH = rb"\x0a\x40[0-9a-f]{64}"
+# of 32 GiB and more take the general path. That the hashes are hexadecimal is checked over all of them at once.
 _DIGEST_ITEM = (
-    rb"\x12(?:\x45" + _HASH + rb"\x10[\x80-\xff][\x01-\x7f]"
-    rb"|\x46" + _HASH + rb"\x10[\x80-\xff]{2}[\x01-\x7f]"
-    rb"|\x44" + _HASH + rb"\x10[\x01-\x7f]"
-    rb"|\x47" + _HASH + rb"\x10[\x80-\xff]{3}[\x01-\x7f]"
-    rb"|\x48" + _HASH + rb"\x10[\x80-\xff]{4}[\x01-\x7f]"
-    rb"|\x42" + _HASH + rb")"
+    rb"\x12(?:\x45\x0a\x40.{64}\x10[\x80-\xff][\x01-\x7f]"
+    rb"|\x46\x0a\x40.{64}\x10[\x80-\xff]{2}[\x01-\x7f]"
+    rb"|\x44\x0a\x40.{64}\x10[\x01-\x7f]"
+    rb"|\x47\x0a\x40.{64}\x10[\x80-\xff]{3}[\x01-\x7f]"
+    rb"|\x48\x0a\x40.{64}\x10[\x80-\xff]{4}[\x01-\x7f]"
+    rb"|\x42\x0a\x40.{64})"
 )
 _PLAIN_DIGESTS = re.compile(rb"(?:" + _DIGEST_ITEM + rb")*+", re.DOTALL)
 # Only ever run over what _PLAIN_DIGESTS matched whole, where each item begins at the previous one's end.
-_DIGEST_PARTS = re.compile(rb"(\x12.\x0a\x40([0-9a-f]{64})(?:\x10([\x80-\xff]*[\x01-\x7f]))?)", re.DOTALL)
+_DIGEST_PARTS = re.compile(rb"(\x12.\x0a\x40(.{64})(?:\x10([\x80-\xff]*[\x01-\x7f]))?)", re.DOTALL)
+_LOWER_HEXADECIMAL = b"0123456789abcdef"
 _SHA256_KEY_PREFIX = bytes((DigestFunction.SHA256,))
+_SHA256_BYTES = 32
 
 
 class RequestedBlob(NamedTuple):
@@ -101,24 +102,36 @@ def _read_plain_find_missing(data: bytes, offered: Collection[DigestFunction]) -
         end -= 2
     if DigestFunction.SHA256 not in offered or not _PLAIN_DIGESTS.fullmatch(data, start, end):
         return None
-    blobs = [
-        (item, _SHA256_KEY_PREFIX + unhexlify(hash_), _plain_size(size))
-        for item, hash_, size in _DIGEST_PARTS.findall(data, start, end)
-    ]
+    parts = _DIGEST_PARTS.findall(data, start, end)
+    hashes = b"".join([part[1] for part in parts])
+    if hashes.translate(None, _LOWER_HEXADECIMAL):
+        return None
+    raw = unhexlify(hashes)
+    blobs = []
+    position = 0
+    for item, _, size in parts:
+        following = position + _SHA256_BYTES
+        blobs.append((item, _SHA256_KEY_PREFIX + raw[position:following], _PLAIN_SIZES[size]))
+        position = following
     return FindMissingRequest(name, DigestFunction.SHA256, blobs)
 
 
-def _plain_size(size: bytes) -> int:
-    """Decode the varint of at most five bytes that a regular expression has already found well-formed."""
-    length = len(size)
-    if length == 2:
-        return size[0] & 0x7F | size[1] << 7
-    if length == 3:
-        return size[0] & 0x7F | (size[1] & 0x7F) << 7 | size[2] << 14
-    value = 0
-    for shift, byte in enumerate(size):
-        value |= (byte & 0x7F) << 7 * shift
-    return value
+class _PlainSizes(dict[bytes, int]):
+    """Sizes by their varints, decoded when first seen: a build asks for the same blobs over and over.
+
+    The bound keeps a client that asks for ever new sizes from growing it.
+    """
+
+    _LIMIT = 1 << 16
+
+    def __missing__(self, encoded: bytes) -> int:
+        if len(self) >= self._LIMIT:
+            self.clear()
+        value = self[encoded] = read_varint(encoded, 0, len(encoded))[0] if encoded else 0
+        return value
+
+
+_PLAIN_SIZES = _PlainSizes()
 
 
 def _read_any_find_missing(data: bytes, offered: Collection[DigestFunction]) -> FindMissingRequest:

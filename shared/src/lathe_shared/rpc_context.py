@@ -1,0 +1,87 @@
+"""What a handler may know about the RPC that it serves, beside the request.
+
+``current_rpc`` is how the log and our own clients find the RPC that the running task works for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from lathe_shared.request_metadata import NO_METADATA, REQUEST_METADATA_KEY, RequestMetadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grpclib.metadata import Deadline
+
+NO_HEADERS: Mapping[str, str | bytes] = MappingProxyType({})
+
+
+class EndedBy(enum.Enum):
+    """Why a handler was cancelled before it was done."""
+
+    CLIENT_CANCEL = "client_cancel"
+    """The client reset the stream: it no longer wants the answer."""
+
+    CONNECTION_LOST = "connection_lost"
+    """The client or the network between went away; the client may well come back for the answer."""
+
+    DEADLINE = "deadline"
+    """The client's deadline passed."""
+
+    SHUTDOWN = "shutdown"
+    """This service is stopping."""
+
+
+@dataclass(slots=True)
+class RpcContext:
+    """One RPC, as its handler sees it.
+
+    Attributes:
+        method: Full name, such as ``/google.bytestream.ByteStream/Read``.
+        peer: Address of the client, for the log.
+        metadata: The client's headers, without those of HTTP/2 and gRPC; values of ``-bin`` headers are bytes.
+        deadline: When the client stops waiting; None if it never does.
+    """
+
+    method: str
+    peer: str = ""
+    metadata: Mapping[str, str | bytes] = NO_HEADERS
+    deadline: Deadline | None = None
+    find_ended_by: Callable[[], EndedBy | None] = field(default=lambda: None, repr=False)
+    _request_metadata: RequestMetadata | None = field(default=None, repr=False)
+
+    @property
+    def request_metadata_wire(self) -> bytes:
+        """The serialized RequestMetadata as the client sent it; empty if it sent none."""
+        value = self.metadata.get(REQUEST_METADATA_KEY, b"")
+        return value if isinstance(value, bytes) else b""
+
+    @property
+    def request_metadata(self) -> RequestMetadata:
+        """The client's RequestMetadata, decoded when first asked for."""
+        if self._request_metadata is None:
+            data = self.request_metadata_wire
+            self._request_metadata = RequestMetadata.parse(data) if data else NO_METADATA
+        return self._request_metadata
+
+    @property
+    def ended_by(self) -> EndedBy | None:
+        """Why the handler is being cancelled; None while nothing has ended the RPC.
+
+        Meant for ``except asyncio.CancelledError`` and ``finally``: a cancelled Execute frees its action at once,
+        while a lost connection gives the client time to come back.
+        """
+        ended_by = self.find_ended_by()
+        if ended_by is None and self.deadline is not None and self.deadline.time_remaining() <= 0:
+            return EndedBy.DEADLINE
+        return ended_by
+
+
+current_rpc: ContextVar[RpcContext | None] = ContextVar("current_rpc", default=None)
+"""The RPC that the running task works for. Tasks started by a handler inherit it."""

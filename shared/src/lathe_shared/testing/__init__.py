@@ -1,0 +1,1 @@
+"""What tests of several services need; production code never imports it."""
