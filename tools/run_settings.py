@@ -26,7 +26,7 @@ VARIABLES = {
 
 # A stop is promised within 10 s: the services get less than that for what still runs. They stop in three groups, one
 # after the other (workers, scheduler, CAS), so this counts three times.
-DRAIN_SECONDS = 2
+DRAIN_SECONDS = 1
 
 
 class StartError(Exception):

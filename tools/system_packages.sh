@@ -23,7 +23,13 @@ fi
 missing=
 need() { missing="$missing $1"; }
 
-"$python" -c 'import ensurepip, venv' 2> /dev/null || need python3-venv
+if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
+    if [ "$("$python" -c 'import sys; print(sys.base_prefix)')" != /usr ]; then
+        echo "$python cannot make virtual environments: it lacks venv or ensurepip, and it is not the system's." >&2
+        exit 1
+    fi
+    need python3-venv
+fi
 command -v bwrap > /dev/null || need bubblewrap
 if [ "$purpose" = test ]; then
     command -v bazel > /dev/null || need bazel-bootstrap

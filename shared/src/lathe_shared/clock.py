@@ -1,7 +1,7 @@
 """Time as a dependency.
 
-Whoever needs the time, or waits for it, is given a ``Clock``; tests give a ``lathe_shared.testing.fake_clock.FakeClock``
-instead and so never wait.
+Whoever needs the time, or waits for it, is given a ``Clock``; tests give ``testing.fake_clock.FakeClock`` instead and
+so never wait.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lathe_protos import reapi
 from lathe_shared.errors import InvalidArgumentError
+from lathe_shared.wire import string_field, varint_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -141,7 +142,7 @@ class Digest:
     @property
     def wire(self) -> bytes:
         """The serialized REAPI Digest message."""
-        return bytes(self.to_message())
+        return string_field(1, self.hash) + varint_field(2, self.size_bytes)
 
     @property
     def is_empty(self) -> bool:
@@ -151,6 +152,11 @@ class Digest:
     @override
     def __str__(self) -> str:
         return f"{self.hash}/{self.size_bytes}"
+
+    @override
+    def __hash__(self) -> int:
+        # The hash tells nearly all digests apart, and a string remembers its own, unlike an enumeration's member.
+        return hash(self.hash)
 
 
 EMPTY_HASHES = {function: function.new_hasher().hexdigest() for function in DigestFunction}

@@ -11,9 +11,12 @@ Spec: protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import datetime
-from typing import TypeVar
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import betterproto
+from betterproto.lib.google.protobuf import Duration, Timestamp
 
 from lathe_shared.wire import (
     FIXED32,
@@ -28,21 +31,25 @@ from lathe_shared.wire import (
     varint,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 MessageT = TypeVar("MessageT", bound=betterproto.Message)
 
 MAX_DEPTH = 100
 """Nesting of messages that google-protobuf accepts by default."""
 
 _WIRE_TYPES = {
-    **dict.fromkeys(
-        ("enum", "bool", "int32", "int64", "uint32", "uint64", "sint32", "sint64"),
-        VARINT,
-    ),
+    **dict.fromkeys(("enum", "bool", "int32", "int64", "uint32", "uint64", "sint32", "sint64"), VARINT),
     **dict.fromkeys(("float", "fixed32", "sfixed32"), FIXED32),
     **dict.fromkeys(("double", "fixed64", "sfixed64"), FIXED64),
     **dict.fromkeys(("string", "bytes", "message", "map"), LENGTH_DELIMITED),
 }
 _FIXED_WIDTHS = {FIXED32: 4, FIXED64: 8}
+_BITS_32 = frozenset({"int32", "uint32", "sint32", "enum"})
+
+# betterproto has native types in place of these two.
+_NATIVE: Mapping[type, type[betterproto.Message]] = {datetime.datetime: Timestamp, datetime.timedelta: Duration}
 
 
 def decode(message_class: type[MessageT], data: bytes) -> MessageT:
@@ -53,7 +60,7 @@ def decode(message_class: type[MessageT], data: bytes) -> MessageT:
     """
     if not data:
         return message_class()
-    known = _known_fields(message_class, data, 0, len(data), 0)
+    known = _known_fields(_fields(message_class), data, 0, len(data), 0)
     try:
         return message_class().parse(known)
     except (ValueError, OverflowError) as error:
@@ -61,69 +68,105 @@ def decode(message_class: type[MessageT], data: bytes) -> MessageT:
         raise MalformedMessageError(f"{message_class.__name__}: {error}") from None
 
 
-def _known_fields(message_class: type[betterproto.Message], data: bytes, start: int, end: int, depth: int) -> bytes:
-    """Return the message's bytes without what its class does not know, nested messages included."""
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What a message class knows of one field.
+
+    Attributes:
+        wire_type: How a single value is written.
+        is_text: Whether it must be UTF-8.
+        is_32_bit: Whether varints are cut to 32 bits.
+        is_repeated: Whether all values count, and not the last.
+        nested: The message type inside, if it is one.
+        rivals: Numbers of the other members of its oneof.
+    """
+
+    wire_type: int
+    is_text: bool = False
+    is_32_bit: bool = False
+    is_repeated: bool = False
+    nested: type[betterproto.Message] | None = None
+    wraps: str | None = None
+    rivals: tuple[int, ...] = ()
+
+
+@functools.cache
+def _fields(message_class: type[betterproto.Message]) -> dict[int, _Field]:
+    message: Any = message_class()
+    metadata = message._betterproto  # noqa: SLF001 -- betterproto has no public descriptors
+    fields = {}
+    for name, field in metadata.meta_by_field_name.items():
+        nested = metadata.cls_by_field[name] if field.proto_type in ("message", "map") else None
+        group = metadata.oneof_group_by_field.get(name)
+        members = metadata.oneof_field_by_group[group] if group else ()
+        rivals = tuple(metadata.meta_by_field_name[other.name].number for other in members if other.name != name)
+        fields[field.number] = _Field(
+            wire_type=_WIRE_TYPES[field.proto_type],
+            is_text=field.proto_type == "string",
+            is_32_bit=field.proto_type in _BITS_32,
+            is_repeated=metadata.default_gen[name] is list or field.proto_type == "map",
+            nested=_NATIVE.get(nested, nested) if nested is not None and not field.wraps else None,
+            wraps=field.wraps,
+            rivals=rivals,
+        )
+    return fields
+
+
+@functools.cache
+def _wrapper_fields(wraps: str) -> dict[int, _Field]:
+    """Return the one field of a message such as google.protobuf.UInt32Value."""
+    return {1: _Field(_WIRE_TYPES[wraps], is_text=wraps == "string", is_32_bit=wraps in _BITS_32)}
+
+
+def _known_fields(fields: Mapping[int, _Field], data: bytes, start: int, end: int, depth: int) -> bytes:
+    """Return a message's bytes without what its class does not know, nested messages included."""
     if depth > MAX_DEPTH:
         raise MalformedMessageError(f"messages are nested more than {MAX_DEPTH} deep")
-    metadata = message_class._betterproto  # noqa: SLF001 -- betterproto has no public descriptors
     parts: list[bytes] = []
-    singular_messages: dict[int, bytes] = {}
+    singular: dict[int, bytes] = {}
     for tag, a, b in scan(data, start, end):
-        number, wire_type = tag >> 3, tag & 7
-        name = metadata.field_name_by_number.get(number)
-        if name is None:
+        number = tag >> 3
+        field = fields.get(number)
+        if field is None:
             continue
-        field = metadata.meta_by_field_name[name]
-        natural = _WIRE_TYPES[field.proto_type]
-        repeated = metadata.default_gen[name] is list
-        if wire_type == VARINT:
-            if natural == VARINT:
-                parts.append(varint(tag) + varint(a))
-        elif wire_type != LENGTH_DELIMITED:
-            if natural == wire_type:
-                parts.append(varint(tag) + data[a:b])
-        elif natural != LENGTH_DELIMITED:
-            if repeated:  # packed; not so a singular number in a length-delimited field, which counts as unknown
-                parts.append(message_field(number, _packed(data, a, b, natural)))
-        elif field.proto_type in ("message", "map"):
-            nested = _nested(metadata.cls_by_field[name], field.wraps, data, a, b, depth)
-            if repeated or field.proto_type == "map":
-                parts.append(message_field(number, nested))
-            else:
-                singular_messages[number] = singular_messages.get(number, b"") + nested
+        written = _field(field, tag, data, a, b, depth)
+        if written is None:
+            continue
+        if field.nested is None and not field.wraps:
+            parts.append(written)
+        elif field.is_repeated:
+            parts.append(message_field(number, written))
         else:
-            if field.proto_type == "string":
-                text(data, a, b)
-            parts.append(message_field(number, data[a:b]))
-    # Where the last member of a oneof counts, a message stands behind the scalars: no message of ours mixes the two.
-    parts.extend(message_field(number, nested) for number, nested in singular_messages.items())
+            for rival in field.rivals:
+                singular.pop(rival, None)
+            singular[number] = singular.get(number, b"") + written
+    parts.extend(message_field(number, message) for number, message in singular.items())
     return b"".join(parts)
 
 
-def _nested(field_class: type, wraps: str | None, data: bytes, start: int, end: int, depth: int) -> bytes:
-    if wraps is None and issubclass(field_class, betterproto.Message):
-        return _known_fields(field_class, data, start, end, depth + 1)
-    # Timestamp, Duration and wrapped values: betterproto has native types in their place, all with scalars only.
-    parts = []
-    for tag, a, b in scan(data, start, end):
-        if issubclass(field_class, (datetime.datetime, datetime.timedelta)) and tag in (0x08, 0x10):
-            parts.append(varint(tag) + varint(a))
-        elif tag >> 3 == 1 and wraps is not None:
-            natural = _WIRE_TYPES.get(wraps)
-            if tag & 7 == VARINT == natural:
-                parts.append(varint(tag) + varint(a))
-            elif tag & 7 == natural == LENGTH_DELIMITED:
-                if wraps == "string":
-                    text(data, a, b)
-                parts.append(message_field(1, data[a:b]))
-            elif tag & 7 == natural:
-                parts.append(varint(tag) + data[a:b])
-    return b"".join(parts)
+def _field(field: _Field, tag: int, data: bytes, a: int, b: int, depth: int) -> bytes | None:
+    """Check one field. Returns it as it should be parsed, a nested message without its tag; None counts as unknown."""
+    wire_type = tag & 7
+    if wire_type != field.wire_type:
+        if wire_type == LENGTH_DELIMITED and field.is_repeated:
+            return message_field(tag >> 3, _packed(field, data, a, b))
+        return None
+    if wire_type == VARINT:
+        return varint(tag) + varint(a & 0xFFFFFFFF if field.is_32_bit else a)
+    if wire_type != LENGTH_DELIMITED:
+        return varint(tag) + data[a:b]
+    if field.nested is not None:
+        return _known_fields(_fields(field.nested), data, a, b, depth + 1)
+    if field.wraps:
+        return _known_fields(_wrapper_fields(field.wraps), data, a, b, depth + 1)
+    if field.is_text:
+        text(data, a, b)
+    return message_field(tag >> 3, data[a:b])
 
 
-def _packed(data: bytes, start: int, end: int, wire_type: int) -> bytes:
+def _packed(field: _Field, data: bytes, start: int, end: int) -> bytes:
     """Check a packed field and write its varints in at most ten bytes each."""
-    width = _FIXED_WIDTHS.get(wire_type)
+    width = _FIXED_WIDTHS.get(field.wire_type)
     if width is not None:
         if (end - start) % width:
             raise MalformedMessageError(f"a packed field of {width}-byte numbers has {end - start} bytes")
@@ -131,5 +174,5 @@ def _packed(data: bytes, start: int, end: int, wire_type: int) -> bytes:
     parts = []
     while start < end:
         value, start = read_varint(data, start, end)
-        parts.append(varint(value))
+        parts.append(varint(value & 0xFFFFFFFF if field.is_32_bit else value))
     return b"".join(parts)

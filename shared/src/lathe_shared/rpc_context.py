@@ -51,7 +51,7 @@ class RpcContext:
 
     method: str
     peer: str = ""
-    metadata: Mapping[str, str | bytes] = NO_HEADERS
+    metadata: Mapping[str, str | bytes] = field(default_factory=lambda: NO_HEADERS)
     deadline: Deadline | None = None
     find_ended_by: Callable[[], EndedBy | None] = field(default=lambda: None, repr=False)
     _request_metadata: RequestMetadata | None = field(default=None, repr=False)
@@ -85,3 +85,14 @@ class RpcContext:
 
 current_rpc: ContextVar[RpcContext | None] = ContextVar("current_rpc", default=None)
 """The RPC that the running task works for. Tasks started by a handler inherit it."""
+
+
+def bind_request_metadata(wire: bytes) -> None:
+    """Let the running task work for a client whose RequestMetadata came by another way than a header.
+
+    Its log lines then name that client's invocation and action, and our clients pass the metadata on.
+
+    Args:
+        wire: The serialized RequestMetadata.
+    """
+    current_rpc.set(RpcContext(method="", metadata={REQUEST_METADATA_KEY: wire} if wire else NO_HEADERS))

@@ -259,6 +259,32 @@ class Refused(betterproto.Message):
     reason: str = betterproto.string_field(1)
 
 
+@dataclass(eq=False, repr=False)
+class ResourceUsage(betterproto.Message):
+    """
+    What the kernel counted for an action's processes. Not sent in this service: it travels inside
+     `ExecutedActionMetadata.auxiliary_metadata`, where clients that know it can read it.
+    """
+
+    user_time: timedelta = betterproto.message_field(1)
+    """
+    Time on a processor in user mode, and in the kernel on the action's behalf.
+    """
+
+    system_time: timedelta = betterproto.message_field(2)
+    max_resident_bytes: int = betterproto.int64_field(3)
+    """Largest resident set of any one of its processes."""
+
+    minor_page_faults: int = betterproto.int64_field(4)
+    major_page_faults: int = betterproto.int64_field(5)
+    blocks_read: int = betterproto.int64_field(6)
+    """Blocks of 512 bytes that went to or came from a disk."""
+
+    blocks_written: int = betterproto.int64_field(7)
+    voluntary_context_switches: int = betterproto.int64_field(8)
+    involuntary_context_switches: int = betterproto.int64_field(9)
+
+
 class WorkerApiStub(betterproto.ServiceStub):
     async def connect(
         self,

@@ -1,0 +1,82 @@
+"""Composition root: the only module that names concrete parts."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, cast
+
+import lmdb
+import structlog
+
+from lathe_cas.action_cache import ActionCache
+from lathe_cas.cas_metrics import CasCounters, CasMetrics
+from lathe_cas.servicers.action_cache import ActionCacheServicer
+from lathe_cas.servicers.byte_stream import ByteStreamServicer
+from lathe_cas.servicers.capabilities import CapabilitiesServicer
+from lathe_cas.servicers.content_addressable_storage import ContentAddressableStorageServicer
+from lathe_cas.status_page import status_page
+from lathe_cas.stores.lmdb_action_result_store import LmdbActionResultStore
+from lathe_cas.stores.lmdb_blob_store import LmdbBlobStore
+from lathe_cas.stores.lmdb_environment import StorageFormatError
+from lathe_cas.stores.lmdb_storage import LmdbStorage
+from lathe_shared.clock import SystemClock
+from lathe_shared.digest import DigestFunction
+from lathe_shared.instance_name import InstanceNames
+from lathe_shared.lifecycle import StartError
+
+if TYPE_CHECKING:
+    from lathe_cas.config import CasSettings
+    from lathe_shared.lifecycle import ServiceRuntime
+
+DIGEST_FUNCTIONS = tuple(DigestFunction)
+
+_log = structlog.get_logger("lathe.cas")
+
+
+async def build(runtime: ServiceRuntime) -> None:
+    """Put the CAS's parts onto a runtime.
+
+    Raises:
+        StartError: The data directory cannot be used.
+    """
+    settings = cast("CasSettings", runtime.settings)
+    storage = _open_storage(settings)
+    runtime.on_close(storage.aclose)
+    blobs = LmdbBlobStore(storage)
+    runtime.on_close(blobs.aclose)
+    results = LmdbActionResultStore(storage)
+    counters = CasCounters()
+    CasMetrics(runtime.metrics, counters, blobs.status)
+    instance_names = InstanceNames(settings.instance_names)
+    batch_bytes = settings.max_batch_total_size_bytes
+    runtime.add_grpc_port(
+        [
+            ContentAddressableStorageServicer(blobs, instance_names, DIGEST_FUNCTIONS, batch_bytes, counters),
+            ByteStreamServicer(blobs, instance_names, DIGEST_FUNCTIONS, counters),
+            ActionCacheServicer(ActionCache(results, blobs), instance_names, DIGEST_FUNCTIONS, counters),
+            CapabilitiesServicer(instance_names, DIGEST_FUNCTIONS, batch_bytes, settings.max_size_bytes),
+        ],
+        settings.port,
+    )
+    runtime.add_http_port(lambda: status_page(settings, blobs.status(), counters))
+
+
+def _open_storage(settings: CasSettings) -> LmdbStorage:
+    path = settings.data_dir
+    try:
+        storage = LmdbStorage(path, settings.storage_options(), SystemClock().wall_seconds)
+    except StorageFormatError as error:
+        raise StartError(str(error)) from None
+    except (OSError, lmdb.Error) as error:
+        raise StartError(f"data_dir {path} cannot be used: {error}") from error
+    possible_bytes = shutil.disk_usage(path).free + storage.environment.file_bytes()
+    if possible_bytes < settings.max_size_bytes:
+        # Not refused: the disk may grow, and what does not fit is answered RESOURCE_EXHAUSTED.
+        _log.warning(
+            "limit_beyond_disk",
+            data_dir=str(path),
+            max_size_bytes=settings.max_size_bytes,
+            possible_bytes=possible_bytes,
+            effect="the disk is full before old data goes; lower max_size_bytes",
+        )
+    return storage

@@ -1,0 +1,184 @@
+"""The port to blob storage: what the services need of it, cut in batches.
+
+The empty blob is in every store without being put, and is never stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from lathe_shared.digest import Digest
+    from lathe_shared.errors import LatheError
+
+T = TypeVar("T")
+
+
+class UploadName(NamedTuple):
+    """Which upload: the instance, the client's own id for it, and the blob that it is to become."""
+
+    instance_name: str
+    upload_id: str
+    digest: Digest
+
+
+class UploadStatus(NamedTuple):
+    """How far an upload is; the answer to QueryWriteStatus."""
+
+    committed_bytes: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """Exact figures about a store, for metrics and ``/status``.
+
+    Attributes:
+        blobs: Blobs held.
+        blob_bytes: Their bytes, as clients see them.
+        stored_bytes: Bytes on disk of everything kept; what the limit is about.
+        staged_bytes: Bytes on disk of unfinished uploads, a part of ``stored_bytes``.
+        garbage_bytes: Bytes on disk that wait to be freed.
+        action_results: Action results held.
+        limit_bytes: The limit of ``stored_bytes``.
+        file_bytes: Size of the files.
+        counters: Counts since the process began, by name.
+    """
+
+    blobs: int
+    blob_bytes: int
+    stored_bytes: int
+    staged_bytes: int
+    garbage_bytes: int
+    action_results: int
+    limit_bytes: int
+    file_bytes: int
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+class Upload(ABC):
+    """An upload in progress, held by one stream.
+
+    Exactly one of ``finish``, ``suspend`` and ``abandon`` ends it. Its methods are called one after the other.
+    """
+
+    @property
+    @abstractmethod
+    def committed_bytes(self) -> int:
+        """Bytes that need not be sent again, when the upload was opened."""
+
+    @abstractmethod
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        """Take in the next bytes.
+
+        Returns when there is room for more, not when they are durable.
+
+        Args:
+            pieces: The bytes; not changed by the caller afterwards.
+            length: How many they are together.
+
+        Raises:
+            AbortedError: Another stream has taken this upload over.
+            ResourceExhaustedError: No room is left.
+        """
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Verify the bytes and make the blob visible, durably.
+
+        Raises:
+            DigestMismatchError: The bytes are not the blob; nothing of them is kept.
+            AbortedError: Another stream has taken this upload over.
+            ResourceExhaustedError: No room is left.
+        """
+
+    @abstractmethod
+    async def suspend(self, pieces: Sequence[memoryview] = (), length: int = 0) -> int:
+        """Take in the last bytes and keep what has arrived for a later stream, durably.
+
+        Returns:
+            How many bytes are kept.
+
+        Raises:
+            AbortedError: Another stream has taken this upload over.
+            ResourceExhaustedError: No room is left.
+        """
+
+    @abstractmethod
+    def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
+        """Do what ``suspend`` does, in the background: for a stream that was cancelled."""
+
+    @abstractmethod
+    async def abandon(self) -> None:
+        """Forget what has arrived, unless another stream has taken it over."""
+
+
+class BlobStore(ABC):
+    """Holds blobs under their digests. A blob is there when it is whole and verified, and not before."""
+
+    @abstractmethod
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+        """Tell which blobs are not there, and touch those which are.
+
+        Called inline on the event loop, so it must not block.
+
+        Args:
+            wanted: A token of the caller's choice, ``Digest.key`` and the size, for each blob.
+
+        Returns:
+            The tokens of the blobs that are missing, in order.
+        """
+
+    @abstractmethod
+    async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        """Verify and store blobs, durably.
+
+        Returns:
+            For each blob None, or why it was not stored: DigestMismatchError, ResourceExhaustedError.
+        """
+
+    @abstractmethod
+    async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        """Return whole blobs, verified; None for one that is not there. The caller bounds their total size."""
+
+    @abstractmethod
+    def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+        """Return a blob's bytes in pieces of some size, verified.
+
+        Args:
+            digest: The blob.
+            offset_bytes: Where to begin, not negative.
+            limit_bytes: How many bytes at most; zero means all.
+
+        Raises:
+            BlobNotFoundError: It is not there, or was found damaged.
+            OutOfRangeError: ``offset_bytes`` is past its end.
+        """
+
+    @abstractmethod
+    async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:
+        """Begin or go on with an upload. A stream that still holds it loses it.
+
+        Args:
+            name: Which upload.
+            restart: Whether to forget what has arrived so far.
+
+        Raises:
+            ResourceExhaustedError: The blob is larger than the store's limit.
+        """
+
+    @abstractmethod
+    def upload_status(self, name: UploadName) -> UploadStatus:
+        """Tell how far an upload is, durably: complete if its blob is there, by whatever way; at zero if unknown."""
+
+    @abstractmethod
+    async def remove(self, digests: Sequence[Digest]) -> int:
+        """Make blobs vanish, for operators and tests; returns how many were there."""
+
+    @abstractmethod
+    def status(self) -> StoreStatus:
+        """Return the store's figures; cheap."""

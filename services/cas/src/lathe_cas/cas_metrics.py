@@ -1,0 +1,87 @@
+"""What the CAS counts, and how Prometheus reads it.
+
+Counting is adding to an integer: these numbers change with every RPC. Prometheus' own objects, which take a lock for
+each change, are made when somebody looks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.core import Metric
+
+    from lathe_cas.blob_store import StoreStatus
+    from lathe_shared.metrics import ServiceMetrics
+
+COUNTER_TEXTS = {
+    "digests_asked_for": "Digests in FindMissingBlobs requests",
+    "digests_missing": "Those of them that were missing",
+    "action_result_hits": "GetActionResult requests that were answered with a result",
+    "action_result_misses": "GetActionResult requests for which there was no complete result",
+    "received_bytes": "Bytes of blobs that clients sent",
+    "sent_bytes": "Bytes of blobs that were sent to clients",
+    "written_blobs": "Blobs that became visible",
+    "written_bytes": "Their bytes",
+    "evicted_blobs": "Blobs that went because of the size limit",
+    "evicted_bytes": "Their bytes",
+    "evicted_action_results": "Action results that went because of the size limit",
+    "expired_uploads": "Unfinished uploads that were forgotten",
+    "damaged_blobs": "Blobs that were found damaged, and dropped",
+    "damaged_action_results": "Action results that were found damaged, and dropped",
+    "commits": "Transactions that were made durable",
+    "failed_commits": "Transactions that failed, for want of disk space for example",
+}
+
+GAUGE_TEXTS = {
+    "blobs": "Blobs held",
+    "blob_bytes": "Their bytes, as clients see them",
+    "stored_bytes": "Bytes on disk of everything kept; what the limit is about",
+    "staged_bytes": "Bytes on disk of unfinished uploads",
+    "garbage_bytes": "Bytes on disk that wait to be freed",
+    "action_results": "Action results held",
+    "limit_bytes": "The limit of stored_bytes",
+    "file_bytes": "Size of the store's files",
+}
+
+
+@dataclass(slots=True)
+class CasCounters:
+    """What servicers count; see ``COUNTER_TEXTS``."""
+
+    digests_asked_for: int = 0
+    digests_missing: int = 0
+    action_result_hits: int = 0
+    action_result_misses: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
+class CasMetrics:
+    """The CAS's own metrics; each name begins with ``lathe_cas_``.
+
+    Args:
+        metrics: Where they are registered.
+        counters: What servicers count.
+        status: Returns the store's figures.
+    """
+
+    def __init__(self, metrics: ServiceMetrics, counters: CasCounters, status: Callable[[], StoreStatus]) -> None:
+        self._prefix = metrics.prefix
+        self._counters = counters
+        self._status = status
+        metrics.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield everything as it is now; called by Prometheus' registry."""
+        status = self._status()
+        counts = {field.name: getattr(self._counters, field.name) for field in fields(self._counters)}
+        for name, value in {**counts, **status.counters}.items():
+            yield CounterMetricFamily(self._prefix + name, COUNTER_TEXTS[name], value=value)
+        for name, text in GAUGE_TEXTS.items():
+            yield GaugeMetricFamily(self._prefix + name, text, value=getattr(status, name))

@@ -1,0 +1,1 @@
+"""One class per gRPC service that the CAS offers."""

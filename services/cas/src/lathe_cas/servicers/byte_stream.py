@@ -1,0 +1,101 @@
+"""ByteStream: blobs of any size, read in part and written resumably.
+
+Spec: google/bytestream/bytestream.proto; REAPI, ContentAddressableStorage, on resource names and uploads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from typing_extensions import override
+
+from lathe_cas.blob_store import UploadName
+from lathe_cas.upload_runner import run_upload
+from lathe_shared import cas_wire
+from lathe_shared.errors import InvalidArgumentError
+from lathe_shared.resource_name import IDENTITY, ReadResource, WriteResource, parse_read, parse_write
+from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, client_streaming, server_streaming, unary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Mapping
+
+    from lathe_cas.blob_store import BlobStore
+    from lathe_cas.cas_metrics import CasCounters
+    from lathe_shared.digest import DigestFunction
+    from lathe_shared.instance_name import InstanceNames
+
+ResourceT = TypeVar("ResourceT", ReadResource, WriteResource)
+
+
+class ByteStreamServicer(Servicer):
+    """Serves ``google.bytestream.ByteStream``.
+
+    Args:
+        store: Where the blobs are.
+        instance_names: The instances that are served.
+        functions: The digest functions that are offered.
+        counters: What was sent and received.
+    """
+
+    service_name = "google.bytestream.ByteStream"
+
+    def __init__(
+        self,
+        store: BlobStore,
+        instance_names: InstanceNames,
+        functions: Collection[DigestFunction],
+        counters: CasCounters,
+    ) -> None:
+        self._store = store
+        self._instance_names = instance_names
+        self._functions = functions
+        self._counters = counters
+
+    @override
+    def rpcs(self) -> Mapping[str, Rpc]:
+        return {
+            "Read": server_streaming(self._read),
+            "Write": client_streaming(self._write),
+            "QueryWriteStatus": unary(self._query_write_status),
+        }
+
+    async def _read(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
+        request = cas_wire.read_read_request(data)
+        resource = self._served(parse_read(request.resource_name, self._functions))
+        if request.read_offset < 0:
+            raise InvalidArgumentError("read_offset", f"{request.read_offset} is negative")
+        if request.read_limit < 0:
+            raise InvalidArgumentError("read_limit", f"{request.read_limit} is negative")
+        async for piece in self._store.read(resource.digest, request.read_offset, request.read_limit):
+            self._counters.sent_bytes += len(piece)
+            yield cas_wire.read_response_prefix(len(piece)) + piece
+
+    async def _write(self, messages: AsyncIterator[bytes], _context: RpcContext) -> bytes:
+        committed_bytes = await run_upload(self._counted(messages), self._store, self._parse_write)
+        return cas_wire.write_response(committed_bytes)
+
+    def _query_write_status(self, data: bytes, _context: RpcContext) -> bytes:
+        resource = self._parse_write(cas_wire.read_query_write_status(data))
+        name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+        return cas_wire.query_write_status_response(*self._store.upload_status(name))
+
+    async def _counted(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for message in messages:
+            self._counters.received_bytes += len(message)
+            yield message
+
+    def _parse_write(self, name: str) -> WriteResource:
+        return self._served(parse_write(name, self._functions))
+
+    def _served(self, resource: ResourceT) -> ResourceT:
+        """Return a resource if its instance and its form are served.
+
+        Raises:
+            InvalidArgumentError: They are not.
+        """
+        self._instance_names.check(resource.instance_name)
+        if resource.compressor != IDENTITY:
+            raise InvalidArgumentError(
+                "resource_name", f"the compressor {resource.compressor!r} is not offered; use blobs/ without one"
+            )
+        return resource

@@ -1,0 +1,159 @@
+"""ContentAddressableStorage: which blobs are there, many small ones at once, and whole input trees.
+
+Spec: REAPI, service ContentAddressableStorage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from lathe_cas.tree_walk import TreeWalk
+from lathe_shared import cas_wire
+from lathe_shared.digest import Digest, DigestFunction, select_function
+from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheError, ResourceExhaustedError
+from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, server_streaming, unary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Mapping
+
+    from lathe_cas.blob_store import BlobStore
+    from lathe_cas.cas_metrics import CasCounters
+    from lathe_shared.instance_name import InstanceNames
+
+IDENTITY = 0
+"""Compressor.Value of bytes as they are."""
+
+MAX_RESPONSE_BYTES = 4 << 20
+"""What clients accept as one message unless they were told otherwise. Spec: gRPC's default of every library."""
+
+
+class ContentAddressableStorageServicer(Servicer):
+    """Serves ``build.bazel.remote.execution.v2.ContentAddressableStorage``.
+
+    Args:
+        store: Where the blobs are.
+        instance_names: The instances that are served.
+        functions: The digest functions that are offered.
+        max_batch_total_size_bytes: Bytes of blobs in one batch, as advertised.
+        counters: What was asked for and found.
+    """
+
+    service_name = "build.bazel.remote.execution.v2.ContentAddressableStorage"
+
+    def __init__(
+        self,
+        store: BlobStore,
+        instance_names: InstanceNames,
+        functions: Collection[DigestFunction],
+        max_batch_total_size_bytes: int,
+        counters: CasCounters,
+    ) -> None:
+        self._store = store
+        self._instance_names = instance_names
+        self._functions = functions
+        self._max_batch_bytes = max_batch_total_size_bytes
+        self._counters = counters
+
+    @override
+    def rpcs(self) -> Mapping[str, Rpc]:
+        return {
+            "FindMissingBlobs": unary(self._find_missing_blobs),
+            "BatchUpdateBlobs": unary(self._batch_update_blobs),
+            "BatchReadBlobs": unary(self._batch_read_blobs),
+            "GetTree": server_streaming(self._get_tree),
+        }
+
+    def _find_missing_blobs(self, data: bytes, _context: RpcContext) -> bytes:
+        request = cas_wire.read_find_missing(data, self._functions)
+        self._instance_names.check(request.instance_name)
+        # The fields of the request are those of the response: what is missing goes back as it came.
+        missing = self._store.find_missing(request.blobs)
+        self._counters.digests_asked_for += len(request.blobs)
+        self._counters.digests_missing += len(missing)
+        return b"".join(missing)
+
+    async def _batch_update_blobs(self, data: bytes, _context: RpcContext) -> bytes:
+        request = cas_wire.read_batch_update(data)
+        self._instance_names.check(request.instance_name)
+        total_bytes = sum(len(item.data) for item in request.items)
+        self._check_batch("requests", total_bytes)
+        outcomes: list[LatheError | None] = [None] * len(request.items)
+        blobs: list[tuple[Digest, memoryview]] = []
+        places: list[int] = []
+        for place, item in enumerate(request.items):
+            try:
+                if item.compressor != IDENTITY:
+                    raise InvalidArgumentError("compressor", f"{item.compressor} is not offered; only IDENTITY is")
+                digest = self._digest(item.hash, item.size_bytes, request.function_value)
+            except LatheError as error:
+                outcomes[place] = error
+                continue
+            blobs.append((digest, item.data))
+            places.append(place)
+        for place, outcome in zip(places, await self._store.put_many(blobs), strict=True):
+            outcomes[place] = outcome
+        self._counters.received_bytes += total_bytes
+        return b"".join(
+            cas_wire.batch_update_response_item(item.digest_wire, _status(outcome))
+            for item, outcome in zip(request.items, outcomes, strict=True)
+        )
+
+    async def _batch_read_blobs(self, data: bytes, _context: RpcContext) -> bytes:
+        request = cas_wire.read_batch_read(data)
+        self._instance_names.check(request.instance_name)
+        self._check_batch("digests", sum(max(size_bytes, 0) for _, _, size_bytes in request.digests))
+        outcomes: list[bytes | LatheError] = [b""] * len(request.digests)
+        digests: list[Digest] = []
+        places: list[int] = []
+        for place, (_, hash_, size_bytes) in enumerate(request.digests):
+            try:
+                digests.append(self._digest(hash_, size_bytes, request.function_value))
+            except LatheError as error:
+                outcomes[place] = error
+                continue
+            places.append(place)
+        blobs = await self._store.read_many(digests)
+        for place, digest, blob in zip(places, digests, blobs, strict=True):
+            outcomes[place] = BlobNotFoundError(digest) if blob is None else blob
+            self._counters.sent_bytes += len(blob or b"")
+        return self._batch_read_response(request, outcomes)
+
+    @staticmethod
+    def _batch_read_response(request: cas_wire.BatchReadRequest, outcomes: list[bytes | LatheError]) -> bytes:
+        """Write the response; what would make it larger than clients accept is left for another request."""
+        parts = []
+        room_bytes = MAX_RESPONSE_BYTES
+        for (wire, _, _), outcome in zip(request.digests, outcomes, strict=True):
+            if isinstance(outcome, LatheError):
+                part = cas_wire.batch_read_response_item(wire, b"", _status(outcome))
+            else:
+                part = cas_wire.batch_read_response_item(wire, outcome, b"")
+                if len(part) > room_bytes:
+                    full = ResourceExhaustedError(f"the response has reached {MAX_RESPONSE_BYTES} bytes; ask again")
+                    part = cas_wire.batch_read_response_item(wire, b"", _status(full))
+            parts.append(part)
+            room_bytes -= len(part)
+        return b"".join(parts)
+
+    async def _get_tree(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
+        request = cas_wire.read_get_tree(data, self._functions)
+        self._instance_names.check(request.instance_name)
+        walk = TreeWalk(self._store, request.root_digest, request.page_size, request.page_token)
+        async for page in walk.pages():
+            yield page
+
+    def _digest(self, hash_: str, size_bytes: int, function_value: int) -> Digest:
+        return Digest.parse(hash_, size_bytes, select_function(function_value, len(hash_), self._functions))
+
+    def _check_batch(self, field: str, total_bytes: int) -> None:
+        if total_bytes > self._max_batch_bytes:
+            raise InvalidArgumentError(
+                field, f"{total_bytes} bytes of blobs; a batch holds at most {self._max_batch_bytes}, as advertised"
+            )
+
+
+def _status(outcome: LatheError | None) -> bytes:
+    """Write the google.rpc.Status of one blob; nothing for OK."""
+    return b"" if outcome is None else cas_wire.rpc_status(outcome.status.value, outcome.message)

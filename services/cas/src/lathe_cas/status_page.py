@@ -1,0 +1,32 @@
+"""What ``/status`` shows: how full the store is, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import lathe_cas
+
+if TYPE_CHECKING:
+    from lathe_cas.blob_store import StoreStatus
+    from lathe_cas.cas_metrics import CasCounters
+    from lathe_cas.config import CasSettings
+
+
+def status_page(settings: CasSettings, status: StoreStatus, counters: CasCounters) -> dict[str, Any]:
+    """Describe the CAS as something that JSON can express."""
+    store = asdict(status)
+    counts = store.pop("counters")
+    return {
+        "service": "cas",
+        "version": lathe_cas.__version__,
+        "instance_names": settings.instance_names or "any",
+        "data_dir": str(settings.data_dir),
+        "store": store | {"full_percent": round(100 * status.stored_bytes / status.limit_bytes, 1)},
+        "limits": {
+            "max_size_bytes": settings.max_size_bytes,
+            "max_batch_total_size_bytes": settings.max_batch_total_size_bytes,
+            "upload_max_age_seconds": settings.upload_max_age_seconds,
+        },
+        "since_start": asdict(counters) | counts,
+    }

@@ -1,0 +1,98 @@
+"""Action results in LMDB, in the same environment as the blobs they name."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import structlog
+from typing_extensions import override
+
+from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_blob_store import EMPTY_KEYS
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_operations import DropDamagedActionResult, PutActionResult
+
+if TYPE_CHECKING:
+    import lmdb
+
+    from lathe_cas.stores.lmdb_storage import LmdbStorage
+    from lathe_shared.digest import Digest
+
+_log = structlog.get_logger(__name__)
+
+
+class LmdbActionResultStore(ActionResultStore):
+    """Action results in one LMDB environment.
+
+    Args:
+        storage: The environment, which holds the blobs, too.
+    """
+
+    def __init__(self, storage: LmdbStorage) -> None:
+        self._storage = storage
+        self._environment = storage.environment
+
+    @override
+    def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
+        digest_key = action_digest.key
+        key = records.action_result_key(instance_name, digest_key)
+        environment = self._environment
+        with environment.read() as txn:
+            value = txn.get(key, db=environment.action_results)
+            if value is None:
+                return None
+            record = records.ActionResultRecord.unpack(value)
+            try:
+                pieces = read_chunks(txn, environment.chunks, record.storage_id, 0, record.chunks)
+            except ChunkDamagedError as error:
+                self._drop_damaged(key, error)
+                return None
+            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            end = record.references * (len(digest_key) + 8)
+            touched = self._find_references(txn, payload[:end], len(digest_key))
+        if touched is None:
+            return None
+        self._storage.touches.blobs.update(touched)
+        if record.step < self._storage.step():
+            self._storage.touches.action_results.add(key)
+        return FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
+
+    def _find_references(self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int) -> list[bytes] | None:
+        """Return the references that need a touch; None if one is missing."""
+        database = self._environment.blobs
+        step = records.STEP.pack(self._storage.step())
+        get = txn.get
+        touched: list[bytes] = []
+        for key, size in struct.iter_unpack(f">{key_bytes}s8s", packed):
+            value = get(key, None, database)
+            if value is None or value[:8] != size:
+                return None
+            if value[8:12] < step:
+                touched.append(key)
+        return touched
+
+    @override
+    async def put(self, instance_name: str, action_digest: Digest, stored: StoredActionResult) -> None:
+        digest_key = action_digest.key
+        pack = struct.Struct(f">{len(digest_key)}sQ").pack
+        references = [
+            pack(key, size_bytes) for key, size_bytes in stored.references if size_bytes or key not in EMPTY_KEYS
+        ]
+        # The ActionResult of a successful action without outputs is no bytes at all; it then has no chunks either.
+        payload = b"".join((*references, stored.action_result))
+        await self._storage.writer.submit(
+            PutActionResult(
+                records.action_result_key(instance_name, digest_key),
+                len(payload),
+                cut(payload),
+                len(references),
+                0 if stored.expanded else records.REFERENCES_INCOMPLETE,
+            )
+        )
+
+    def _drop_damaged(self, key: bytes, error: ChunkDamagedError) -> None:
+        self._storage.damaged_action_results += 1
+        _log.error("action_result_damaged", error=str(error))
+        self._storage.writer.submit_background(DropDamagedActionResult(key, error.storage_id))

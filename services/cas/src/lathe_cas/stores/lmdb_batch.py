@@ -1,0 +1,319 @@
+"""One write transaction: the changes that operations are made of.
+
+Each method keeps index, chunks, access log and totals in step with one another; nothing else writes to the databases.
+All of it runs in the writer's thread, inside one transaction that commits or vanishes as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lathe_cas.stores import lmdb_access_log as access_log
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
+from lathe_cas.stores.lmdb_chunks import delete_chunks, put_chunks
+from lathe_cas.stores.lmdb_eviction import evict
+from lathe_shared.errors import ResourceExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import lmdb
+    from lmdb import _Database as Database
+
+    from lathe_cas.eviction_policy import EvictionPolicy
+    from lathe_cas.stores.access_touches import Touches
+    from lathe_cas.stores.lmdb_chunks import Chunk
+    from lathe_cas.stores.lmdb_environment import LmdbEnvironment
+
+FREE_AT_ONCE_CHUNKS = 64
+"""Blobs of up to this many chunks (4 MiB) are freed where they are dropped; larger ones step by step."""
+
+_INDEX = records.INDEX_OVERHEAD_BYTES
+
+
+@dataclass(slots=True)
+class BatchReport:
+    """What a batch did besides what it was asked to; for metrics."""
+
+    evicted_blobs: int = 0
+    evicted_bytes: int = 0
+    evicted_action_results: int = 0
+    oldest_evicted_step: int | None = None
+    written_blobs: int = 0
+    written_bytes: int = 0
+    touched: int = 0
+    expired_uploads: int = 0
+
+    def add(self, other: BatchReport) -> None:
+        """Add another batch's figures to these."""
+        self.evicted_blobs += other.evicted_blobs
+        self.evicted_bytes += other.evicted_bytes
+        self.evicted_action_results += other.evicted_action_results
+        if other.oldest_evicted_step is not None:
+            self.oldest_evicted_step = other.oldest_evicted_step
+        self.written_blobs += other.written_blobs
+        self.written_bytes += other.written_bytes
+        self.touched += other.touched
+        self.expired_uploads += other.expired_uploads
+
+
+class WriteBatch:
+    """The changes that one write transaction may make.
+
+    Args:
+        environment: The store.
+        txn: A write transaction of it.
+        step: The current touch step.
+        policy: The size limit.
+        touches: What was used a moment ago; it is not evicted.
+    """
+
+    def __init__(
+        self,
+        environment: LmdbEnvironment,
+        txn: lmdb.Transaction[bytes],
+        step: int,
+        policy: EvictionPolicy,
+        touches: Touches,
+    ) -> None:
+        self.environment = environment
+        self.txn = txn
+        self.step = step
+        self.policy = policy
+        self.report = BatchReport()
+        self.totals = environment.totals_in(txn)
+        self._totals_before = self.totals.pack()
+        self.changes = 0
+        """Counts changes by operations, so that one which fails after its first change is noticed."""
+        self.touches = touches
+        self._step_bytes = records.STEP.pack(step)
+        self._log_entries: dict[int, list[bytes]] = {KIND_ACTION_RESULT: [], KIND_BLOB: []}
+
+    def finish(self) -> None:
+        """Write the access log's new entries and the totals; the last call before the commit."""
+        self.flush_log()
+        # A transaction that changes nothing costs no fsync.
+        if self.totals.pack() != self._totals_before or self.changes:
+            self.environment.put_totals(self.txn, self.totals)
+
+    # Room
+
+    def reserve(self, disk_bytes: int) -> None:
+        """Make room for ``disk_bytes`` more, by eviction if need be. Called before an operation's first change.
+
+        Raises:
+            ResourceExhaustedError: Not even eviction makes enough room.
+        """
+        limit_bytes = self.policy.limit_bytes
+        if self.totals.staged_bytes + disk_bytes > limit_bytes:
+            raise ResourceExhaustedError(
+                f"{disk_bytes} bytes more do not fit into the store: of its limit of {limit_bytes} bytes (setting "
+                f"max_size_bytes), unfinished uploads hold {self.totals.staged_bytes}"
+            )
+        changes = self.changes
+        excess = self.policy.excess_for(self.totals.kept_bytes, disk_bytes)
+        if excess:
+            excess -= evict(self, excess)
+        if excess > 0:
+            self.flush_log()
+            excess -= evict(self, excess)
+        while self.totals.garbage_bytes and self.policy.excess_for(self.totals.used_bytes, disk_bytes):
+            self.free_garbage(FREE_AT_ONCE_CHUNKS)
+        # Eviction may stay, whatever becomes of the operation that asked for room.
+        self.changes = changes
+        if excess > 0:
+            raise ResourceExhaustedError(
+                f"the store has reached its limit of {limit_bytes} bytes (setting max_size_bytes), and nothing that it "
+                "holds may be evicted now"
+            )
+
+    def new_storage_id(self) -> int:
+        """Return a storage id that was never used."""
+        storage_id = self.totals.next_storage_id
+        self.totals.next_storage_id += 1
+        return storage_id
+
+    # Blobs
+
+    def blob(self, key: bytes) -> records.BlobRecord | None:
+        """Return a blob's record."""
+        value = self.txn.get(key, db=self.environment.blobs)
+        return None if value is None else records.BlobRecord.unpack(value)
+
+    def put_blob(self, key: bytes, size_bytes: int, chunks: Sequence[Chunk]) -> bool:
+        """Store a whole, verified blob; only touch it if it is there. Room is reserved already.
+
+        Returns:
+            Whether it is new.
+        """
+        if self.touch(KIND_BLOB, key):
+            return False
+        storage_id = self.new_storage_id()
+        put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
+        disk_bytes = sum(chunk.disk_bytes for chunk in chunks)
+        self._index_blob(key, size_bytes, storage_id, len(chunks), disk_bytes)
+        return True
+
+    def publish_upload(self, key: bytes, size_bytes: int, upload_key: bytes, upload: records.UploadRecord) -> bool:
+        """Turn a whole, verified upload into a blob: one record put, one deleted.
+
+        Returns:
+            Whether the blob is new; if it was there, the upload's chunks become garbage.
+        """
+        if self.touch(KIND_BLOB, key):
+            self.drop_upload(upload_key, upload)
+            return False
+        self.changes += 1
+        self.txn.delete(upload_key, db=self.environment.uploads)
+        self.totals.staged_bytes -= upload.disk_bytes + _INDEX
+        self._index_blob(key, size_bytes, upload.storage_id, upload.chunks, upload.disk_bytes)
+        return True
+
+    def _index_blob(self, key: bytes, size_bytes: int, storage_id: int, chunks: int, disk_bytes: int) -> None:
+        self.changes += 1
+        record = records.BlobRecord(size_bytes, self.step, storage_id, size_bytes, disk_bytes + _INDEX, chunks)
+        self.txn.put(key, record.pack(), db=self.environment.blobs)
+        self._log_entries[KIND_BLOB].append(key)
+        totals = self.totals
+        totals.blobs += 1
+        totals.blob_bytes += size_bytes
+        totals.stored_bytes += record.disk_bytes
+        self.report.written_blobs += 1
+        self.report.written_bytes += size_bytes
+
+    def drop_blob(self, key: bytes, record: records.BlobRecord) -> None:
+        """Make a blob vanish. What takes long to free becomes garbage."""
+        self.changes += 1
+        self.txn.delete(key, db=self.environment.blobs)
+        totals = self.totals
+        totals.blobs -= 1
+        totals.blob_bytes -= record.size_bytes
+        totals.stored_bytes -= record.disk_bytes
+        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+
+    # Uploads
+
+    def upload(self, upload_key: bytes) -> records.UploadRecord | None:
+        """Return an unfinished upload's record."""
+        value = self.txn.get(upload_key, db=self.environment.uploads)
+        return None if value is None else records.UploadRecord.unpack(value)
+
+    def put_upload(self, upload_key: bytes, old: records.UploadRecord | None, new: records.UploadRecord) -> None:
+        """Store what is known of an unfinished upload."""
+        self.changes += 1
+        self.txn.put(upload_key, new.pack(), db=self.environment.uploads)
+        self.totals.staged_bytes += new.disk_bytes - (old.disk_bytes if old else -_INDEX)
+
+    def stage_chunks(self, storage_id: int, first_number: int, chunks: Sequence[Chunk], *, newest: bool) -> None:
+        """Write chunks of an unfinished upload. Room is reserved already."""
+        self.changes += 1
+        put_chunks(self.txn, self.environment.chunks, storage_id, first_number, chunks, newest=newest)
+
+    def unstage_chunk(self, storage_id: int, number: int) -> None:
+        """Delete one chunk of an unfinished upload: a part chunk that is about to be written whole."""
+        self.changes += 1
+        delete_chunks(self.txn, self.environment.chunks, storage_id, number, 1)
+
+    def drop_upload(self, upload_key: bytes, record: records.UploadRecord) -> None:
+        """Forget an unfinished upload."""
+        self.changes += 1
+        self.txn.delete(upload_key, db=self.environment.uploads)
+        self.totals.staged_bytes -= record.disk_bytes + _INDEX
+        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+
+    # Action results
+
+    def action_result(self, key: bytes) -> records.ActionResultRecord | None:
+        """Return an action result's record."""
+        value = self.txn.get(key, db=self.environment.action_results)
+        return None if value is None else records.ActionResultRecord.unpack(value)
+
+    def put_action_result(
+        self, key: bytes, payload_bytes: int, chunks: Sequence[Chunk], references: int, flags: int
+    ) -> None:
+        """Store an action result in place of what was there. Room is reserved already."""
+        old = self.action_result(key)
+        if old is not None:
+            self.drop_action_result(key, old)
+        self.changes += 1
+        storage_id = self.new_storage_id()
+        put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
+        disk_bytes = sum(chunk.disk_bytes for chunk in chunks) + _INDEX
+        record = records.ActionResultRecord(
+            self.step, storage_id, payload_bytes, disk_bytes, len(chunks), references, flags
+        )
+        self.txn.put(key, record.pack(), db=self.environment.action_results)
+        self._log_entries[KIND_ACTION_RESULT].append(key)
+        self.totals.action_results += 1
+        self.totals.action_result_bytes += disk_bytes
+
+    def drop_action_result(self, key: bytes, record: records.ActionResultRecord) -> None:
+        """Make an action result vanish."""
+        self.changes += 1
+        self.txn.delete(key, db=self.environment.action_results)
+        self.totals.action_results -= 1
+        self.totals.action_result_bytes -= record.disk_bytes
+        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+
+    # Access order and eviction
+
+    def touch(self, kind: int, key: bytes) -> bool:
+        """Note that a key is used now; False if it is not there."""
+        database, place = self.index_of(kind)
+        value = self.txn.get(key, db=database)
+        if value is None:
+            return False
+        if value[place] < self._step_bytes:
+            self.txn.put(key, value[: place.start] + self._step_bytes + value[place.stop :], db=database)
+            self._log_entries[kind].append(key)
+            self.report.touched += 1
+        return True
+
+    def index_of(self, kind: int) -> tuple[Database, slice]:
+        """Return the index that an access log entry of this kind points into, and where its records hold the step."""
+        if kind == KIND_BLOB:
+            return self.environment.blobs, records.BLOB_STEP
+        return self.environment.action_results, records.ACTION_RESULT_STEP
+
+    def flush_log(self) -> None:
+        """Write the access log's new entries, which eviction can then see."""
+        totals = self.totals
+        for kind, keys in self._log_entries.items():
+            totals.next_sequence = access_log.append_groups(
+                self.txn, self.environment.access, self.step, kind, totals.next_sequence, keys
+            )
+            totals.log_entries += len(keys)
+            keys.clear()
+
+    # Garbage
+
+    def free_garbage(self, max_chunks: int) -> int:
+        """Free up to ``max_chunks`` chunks that nothing refers to, and return their bytes on disk."""
+        cursor = self.txn.cursor(self.environment.garbage)
+        if not cursor.first():
+            self.totals.garbage_bytes = 0
+            return 0
+        key, value = cursor.item()
+        record = records.GarbageRecord.unpack(value)
+        (storage_id,) = records.STORAGE_ID.unpack(key)
+        count = min(max_chunks, record.chunks)
+        delete_chunks(self.txn, self.environment.chunks, storage_id, 0, count)
+        left = record.chunks - count
+        freed = record.disk_bytes if not left else record.disk_bytes * count // record.chunks
+        if left:
+            rest = records.GarbageRecord(left, record.disk_bytes - freed)
+            self.txn.put(key, rest.pack(), db=self.environment.garbage)
+        else:
+            self.txn.delete(key, db=self.environment.garbage)
+        self.totals.garbage_bytes -= freed
+        return freed
+
+    def _discard(self, storage_id: int, chunks: int, disk_bytes: int) -> None:
+        if chunks <= FREE_AT_ONCE_CHUNKS:
+            delete_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks)
+            return
+        record = records.GarbageRecord(chunks, disk_bytes)
+        self.txn.put(records.STORAGE_ID.pack(storage_id), record.pack(), db=self.environment.garbage)
+        self.totals.garbage_bytes += disk_bytes

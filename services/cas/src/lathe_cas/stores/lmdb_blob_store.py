@@ -1,0 +1,237 @@
+"""Blobs in LMDB: the adapter behind ``BlobStore``.
+
+Nothing about blobs is remembered in the process. Several processes may serve one environment, and what LMDB says is
+true at once for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+from typing_extensions import override
+
+from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, RemoveBlobs
+from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload
+from lathe_shared.digest import Digest, DigestFunction
+from lathe_shared.errors import (
+    BlobNotFoundError,
+    DigestMismatchError,
+    LatheError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from lathe_cas.stores.lmdb_storage import LmdbStorage
+
+T = TypeVar("T")
+
+EMPTY_KEYS = frozenset(Digest.of(b"", function).key for function in DigestFunction)
+
+SEGMENT_CHUNKS = 16
+"""Chunks copied in one read transaction, 1,048,320 bytes: what a read holds in memory twice (one goes out, the next is
+being fetched). Measured: larger segments are no faster through grpclib, smaller ones pay for more thread switches."""
+
+INLINE_BYTES = 2 * records.CHUNK_BYTES
+"""Up to this size work is done on the event loop: a thread switch costs more than copying or hashing 128 KiB."""
+
+_log = structlog.get_logger(__name__)
+
+
+class LmdbBlobStore(BlobStore):
+    """Blobs in one LMDB environment.
+
+    Args:
+        storage: The environment with its writer.
+    """
+
+    def __init__(self, storage: LmdbStorage) -> None:
+        self.active_uploads: dict[bytes, LmdbUpload] = {}
+        self._storage = storage
+        self._environment = storage.environment
+        self._loop = asyncio.get_running_loop()
+
+    @override
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+        missing: list[T] = []
+        database = self._environment.blobs
+        touched = self._storage.touches.blobs
+        step = records.STEP.pack(self._storage.step())
+        with self._environment.env.begin() as txn:
+            get = txn.get
+            for token, key, size_bytes in wanted:
+                value = get(key, None, database)
+                if value is None or value[:8] != size_bytes.to_bytes(8, "big"):
+                    if size_bytes or key not in EMPTY_KEYS:
+                        missing.append(token)
+                elif value[8:12] < step:
+                    touched.add(key)
+        return missing
+
+    @override
+    async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        if sum(len(data) for _, data in blobs) <= INLINE_BYTES:
+            prepared = [_prepare(digest, data) for digest, data in blobs]
+        else:
+            prepared = await self._loop.run_in_executor(
+                self._storage.executor, lambda: [_prepare(digest, data) for digest, data in blobs]
+            )
+        new = [item for item in prepared if isinstance(item, NewBlob)]
+        if not new:
+            return [item for item in prepared if not isinstance(item, NewBlob)]
+        outcomes = await self._storage.writer.submit(PutBlobs(new))
+        stored = iter(outcomes)
+        return [next(stored) if isinstance(item, NewBlob) else item for item in prepared]
+
+    @override
+    async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        if sum(digest.size_bytes for digest in digests) <= INLINE_BYTES:
+            return [self._read_whole(digest) for digest in digests]
+        return await self._loop.run_in_executor(
+            self._storage.executor, lambda: [self._read_whole(digest) for digest in digests]
+        )
+
+    def _read_whole(self, digest: Digest) -> bytes | None:
+        if digest.is_empty:
+            return b""
+        try:
+            pieces = self._read_segment(digest, 0, digest.size_bytes)
+        except BlobNotFoundError:
+            return None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @override
+    async def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+        if not digest.is_empty and self.find_missing([(digest, digest.key, digest.size_bytes)]):
+            raise BlobNotFoundError(digest)
+        if offset_bytes > digest.size_bytes:
+            raise OutOfRangeError(f"read_offset {offset_bytes} is past the end of blob {digest}")
+        end = min(digest.size_bytes, offset_bytes + limit_bytes) if limit_bytes else digest.size_bytes
+        if end - offset_bytes <= INLINE_BYTES:
+            if end > offset_bytes:
+                yield b"".join(self._read_segment(digest, offset_bytes, end))
+            return
+        position = offset_bytes
+        fetched = self._fetch(digest, position, end)
+        try:
+            while position < end:
+                data = await fetched
+                position += len(data)
+                if position < end:
+                    fetched = self._fetch(digest, position, end)
+                yield data
+        finally:
+            fetched.cancel()
+
+    def _fetch(self, digest: Digest, start: int, end: int) -> asyncio.Future[bytes]:
+        """Begin to read the next segment in a thread; it ends with a chunk."""
+        stop = min(end, (start // records.CHUNK_BYTES + SEGMENT_CHUNKS) * records.CHUNK_BYTES)
+        return self._loop.run_in_executor(
+            self._storage.executor, lambda: b"".join(self._read_segment(digest, start, stop))
+        )
+
+    def _read_segment(self, digest: Digest, start: int, stop: int) -> list[bytes]:
+        """Copy ``[start, stop)`` of a blob, verified, from one snapshot; in any thread.
+
+        The record is looked up again each time: between two segments the blob may have been evicted, or evicted and
+        stored again under another storage id.
+        """
+        first = start // records.CHUNK_BYTES
+        count = -(-stop // records.CHUNK_BYTES) - first
+        key = digest.key
+        with self._environment.read() as txn:
+            value = txn.get(key, db=self._environment.blobs)
+            if value is None or value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
+                raise BlobNotFoundError(digest)
+            if value[records.BLOB_STEP] < records.STEP.pack(self._storage.step()):
+                self._storage.touches.blobs.add(key)
+            storage_id = records.BlobRecord.unpack(value).storage_id
+            try:
+                pieces = read_chunks(txn, self._environment.chunks, storage_id, first, count)
+            except ChunkDamagedError as error:
+                self._loop.call_soon_threadsafe(self._drop_damaged, digest, error)
+                raise BlobNotFoundError(digest) from error
+        skip = start - first * records.CHUNK_BYTES
+        surplus = min((first + count) * records.CHUNK_BYTES, digest.size_bytes) - stop
+        if surplus:
+            pieces[-1] = pieces[-1][: len(pieces[-1]) - surplus]
+        if skip:
+            pieces[0] = pieces[0][skip:]
+        return pieces
+
+    def _drop_damaged(self, digest: Digest, error: ChunkDamagedError) -> None:
+        self._storage.damaged_blobs += 1
+        _log.error("blob_damaged", digest=str(digest), error=str(error))
+        self._storage.writer.submit_background(DropDamagedBlob(digest.key, error.storage_id))
+
+    @override
+    async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:
+        limit_bytes = self._storage.options.policy.limit_bytes
+        if records.blob_disk_bytes(name.digest.size_bytes) > limit_bytes:
+            raise ResourceExhaustedError(
+                f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
+            )
+        return await open_lmdb_upload(self._storage, self.active_uploads, name, restart=restart)
+
+    @override
+    def upload_status(self, name: UploadName) -> UploadStatus:
+        digest = name.digest
+        if not self.find_missing([(digest, digest.key, digest.size_bytes)]):
+            return UploadStatus(digest.size_bytes, True)
+        key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes)
+        with self._environment.read() as txn:
+            value = txn.get(key, db=self._environment.uploads)
+        return UploadStatus(0 if value is None else records.UploadRecord.unpack(value).committed_bytes, False)
+
+    @override
+    async def remove(self, digests: Sequence[Digest]) -> int:
+        wanted = [(digest.key, digest.size_bytes) for digest in digests]
+        return await self._storage.writer.submit(RemoveBlobs(wanted))
+
+    async def aclose(self) -> None:
+        """Take the uploads away from streams that still hold them; what is staged stays."""
+        for upload in list(self.active_uploads.values()):
+            await upload.give_up()
+
+    @override
+    def status(self) -> StoreStatus:
+        totals = self._environment.read_totals()
+        committer = self._storage.committer
+        report = committer.report
+        return StoreStatus(
+            blobs=totals.blobs,
+            blob_bytes=totals.blob_bytes,
+            stored_bytes=totals.kept_bytes,
+            staged_bytes=totals.staged_bytes,
+            garbage_bytes=totals.garbage_bytes,
+            action_results=totals.action_results,
+            limit_bytes=self._storage.options.policy.limit_bytes,
+            file_bytes=self._environment.file_bytes(),
+            counters={
+                "written_blobs": report.written_blobs,
+                "written_bytes": report.written_bytes,
+                "evicted_blobs": report.evicted_blobs,
+                "evicted_bytes": report.evicted_bytes,
+                "evicted_action_results": report.evicted_action_results,
+                "expired_uploads": report.expired_uploads,
+                "damaged_blobs": self._storage.damaged_blobs,
+                "damaged_action_results": self._storage.damaged_action_results,
+                "commits": committer.commits,
+                "failed_commits": committer.failed_commits,
+            },
+        )
+
+
+def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
+    """Verify a blob and cut it; None for the empty blob, which needs no storing."""
+    got = Digest.of(data, digest.function)
+    if got != digest:
+        return DigestMismatchError(digest, str(got))
+    return NewBlob(digest.key, digest.size_bytes, cut(data)) if digest.size_bytes else None

@@ -1,0 +1,110 @@
+"""Chunks: bytes cut for LMDB, their checksums, and the walk over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import xxhash
+
+from lathe_cas.stores.lmdb_records import CHUNK_BYTES, CHUNK_KEY, CHUNK_PREFIX, STORAGE_ID, chunk_disk_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import lmdb
+    from lmdb import _Database as Database
+    from typing_extensions import Buffer
+
+
+class ChunkDamagedError(Exception):
+    """A chunk is absent or its bytes are not those that were written. The blob it belongs to is lost."""
+
+    def __init__(self, storage_id: int, number: int, reason: str) -> None:
+        super().__init__(f"chunk {number} of storage id {storage_id}: {reason}")
+        self.storage_id = storage_id
+
+
+class Chunk(NamedTuple):
+    """Bytes ready to be put: at most CHUNK_BYTES, with the checksum that goes into their key."""
+
+    data: Buffer
+    checksum: bytes
+    disk_bytes: int
+
+
+def cut(data: bytes | bytearray | memoryview) -> list[Chunk]:
+    """Cut bytes into chunks without copying them, and compute the checksums.
+
+    The chunks refer to ``data``, which must not change until they are written.
+    """
+    length = len(data)
+    if length <= CHUNK_BYTES:
+        return [Chunk(data, xxhash.xxh3_64_digest(data), chunk_disk_bytes(length))] if length else []
+    view = memoryview(data)
+    pieces = (view[start : start + CHUNK_BYTES] for start in range(0, length, CHUNK_BYTES))
+    return [Chunk(piece, xxhash.xxh3_64_digest(piece), chunk_disk_bytes(len(piece))) for piece in pieces]
+
+
+def put_chunks(
+    txn: lmdb.Transaction[bytes],
+    database: Database,
+    storage_id: int,
+    first_number: int,
+    chunks: Sequence[Chunk],
+    *,
+    newest: bool,
+) -> None:
+    """Write chunks one after the other.
+
+    Args:
+        txn: A write transaction.
+        database: The ``chunks`` database.
+        storage_id: Whose chunks they are.
+        first_number: Number of the first one.
+        chunks: What to write.
+        newest: Whether no larger storage id has chunks. The pages of the B-tree are then filled to the brim, since
+            LMDB appends instead of splitting pages in the middle.
+    """
+    pack = CHUNK_KEY.pack
+    put = txn.put
+    for number, chunk in enumerate(chunks, first_number):
+        put(pack(storage_id, number, chunk.checksum), chunk.data, append=newest, db=database)
+
+
+def read_chunks(
+    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, first_number: int, count: int
+) -> list[bytes]:
+    """Copy chunks out and verify each.
+
+    Raises:
+        ChunkDamagedError: One of them is absent or damaged.
+    """
+    cursor = txn.cursor(database)
+    found = cursor.set_range(CHUNK_PREFIX.pack(storage_id, first_number))
+    pieces: list[bytes] = []
+    for number in range(first_number, first_number + count):
+        key = cursor.key() if found else b""
+        if key[:12] != CHUNK_PREFIX.pack(storage_id, number):
+            raise ChunkDamagedError(storage_id, number, "not there")
+        data = cursor.value()
+        if xxhash.xxh3_64_digest(data) != key[12:]:
+            raise ChunkDamagedError(storage_id, number, "its bytes do not match their checksum")
+        pieces.append(data)
+        if len(pieces) < count:
+            found = cursor.next()
+    return pieces
+
+
+def delete_chunks(
+    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, first_number: int, count: int
+) -> int:
+    """Delete up to ``count`` chunks from ``first_number`` on, and return how many there were."""
+    cursor = txn.cursor(database)
+    prefix = STORAGE_ID.pack(storage_id)
+    found = cursor.set_range(CHUNK_PREFIX.pack(storage_id, first_number))
+    deleted = 0
+    # After a delete the cursor stands on the next entry, and its key is empty behind the last one.
+    while found and deleted < count and cursor.key()[:8] == prefix:
+        cursor.delete()
+        deleted += 1
+    return deleted

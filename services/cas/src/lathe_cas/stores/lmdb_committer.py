@@ -1,0 +1,254 @@
+"""Group commit without threads: operations in, one transaction, outcomes out.
+
+Every batch does a bounded piece of the store's upkeep beside the operations: touches are written, the least recently
+used goes when the high watermark is passed, garbage is freed, abandoned uploads are cleared, the access log is swept.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lmdb
+import structlog
+
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_batch import BatchReport, WriteBatch
+from lathe_cas.stores.lmdb_eviction import evict, sweep_log
+from lathe_shared.errors import LatheError, ResourceExhaustedError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lathe_cas.eviction_policy import EvictionPolicy
+    from lathe_cas.stores.access_touches import Touches
+    from lathe_cas.stores.lmdb_environment import LmdbEnvironment
+    from lathe_cas.stores.lmdb_operations import Operation
+
+# The upkeep of one batch is cut so that it adds a few milliseconds at most: some two microseconds per touched record,
+# two to five per freed chunk.
+MAX_TOUCHES = 2048
+MAX_EVICTED_BYTES = 32 << 20
+MAX_EVICTED_ENTRIES = 1024
+MAX_FREED_CHUNKS = 512
+MAX_SWEPT_GROUPS = 4
+MAX_UPLOADS_CHECKED = 256
+
+UPLOAD_CHECK_SECONDS = 60
+"""How often abandoned uploads are looked for."""
+
+READER_CHECK_SECONDS = 60
+"""How often the snapshots of readers that died are released."""
+
+_LOG_SLACK_ENTRIES = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of an operation: its result, or the error that kept it from happening."""
+
+    result: Any
+    error: BaseException | None = None
+
+
+class _OperationFailedError(Exception):
+    """An operation raised after it had begun to change things: the whole transaction must go."""
+
+    def __init__(self, index: int, error: Exception) -> None:
+        super().__init__(f"operation {index}: {error}")
+        self.index = index
+        self.error = error
+
+
+class LmdbCommitter:
+    """Applies operations in transactions. Not thread-safe: one thread at a time.
+
+    Args:
+        environment: The store.
+        policy: The size limit.
+        touches: What was used since the last batch.
+        wall_seconds: The clock, for the age of unfinished uploads.
+        upload_max_age_seconds: Unfinished uploads that got nothing for so long are cleared.
+    """
+
+    def __init__(
+        self,
+        environment: LmdbEnvironment,
+        policy: EvictionPolicy,
+        touches: Touches,
+        wall_seconds: Callable[[], float],
+        upload_max_age_seconds: int,
+    ) -> None:
+        self.report = BatchReport()
+        self.commits = 0
+        self.failed_commits = 0
+        self._environment = environment
+        self._policy = policy
+        self._touches = touches
+        self._wall_seconds = wall_seconds
+        self._upload_max_age_seconds = upload_max_age_seconds
+        self._evicting = False
+        self._sweep_after = b""
+        self._sweeping = False
+        self._garbage_left = False
+        self._upload_after = b""
+        self._next_upload_check = 0.0
+        self._next_reader_check = 0.0
+
+    def commit(self, operations: Sequence[Operation[Any]]) -> list[Outcome]:
+        """Apply operations in one transaction, durable when this returns.
+
+        An operation that fails fails alone. When the transaction fails as a whole (disk full, map full), it is
+        tried again in halves, so that one which needs too much does not take the others with it.
+
+        Returns:
+            One outcome per operation, in order.
+        """
+        self._check_readers()
+        return self._commit(operations, upkeep=True)
+
+    def _commit(self, operations: Sequence[Operation[Any]], *, upkeep: bool) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        pending = list(range(len(operations)))
+        while len(outcomes) < len(operations) or upkeep:
+            chosen = [operations[index] for index in pending]
+            try:
+                results = self._commit_once(chosen, upkeep=upkeep)
+            except _OperationFailedError as failure:
+                outcomes[pending.pop(failure.index)] = Outcome(None, failure.error)
+                continue
+            except lmdb.Error as error:
+                results = self._after_failure(chosen, error, upkeep=upkeep)
+            outcomes.update(zip(pending, results, strict=True))
+            break
+        return [outcomes[index] for index in range(len(operations))]
+
+    def _after_failure(self, operations: Sequence[Operation[Any]], error: lmdb.Error, *, upkeep: bool) -> list[Outcome]:
+        """Try again what failed as a whole: first without upkeep, then in halves, down to single operations."""
+        self.failed_commits += 1
+        _log.warning("commit_failed", error=str(error), operations=len(operations))
+        if upkeep:
+            # Not pressing any more, or a full disk would have the writer's thread try again without a pause.
+            self._evicting = self._sweeping = self._garbage_left = False
+            return self._commit(operations, upkeep=False)
+        if len(operations) == 1:
+            return [Outcome(None, to_lathe_error(error))]
+        middle = len(operations) // 2
+        return self._commit(operations[:middle], upkeep=False) + self._commit(operations[middle:], upkeep=False)
+
+    def _commit_once(self, operations: Sequence[Operation[Any]], *, upkeep: bool) -> list[Outcome]:
+        touches = self._touches
+        taken = touches.take(MAX_TOUCHES) if upkeep else []
+        environment = self._environment
+        try:
+            with environment.env.begin(write=True) as txn:
+                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches)
+                for kind, key in taken:
+                    batch.touch(kind, key)
+                outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
+                if upkeep:
+                    self._keep_up(batch)
+                batch.finish()
+        except BaseException:
+            touches.give_back(taken)
+            raise
+        self.commits += 1
+        self.report.add(batch.report)
+        return outcomes
+
+    # Upkeep
+
+    @property
+    def has_pressing_upkeep(self) -> bool:
+        """Whether upkeep was begun that should go on at once, whether or not operations come."""
+        return self._evicting or self._sweeping or self._garbage_left
+
+    @property
+    def has_upkeep(self) -> bool:
+        """Whether a batch without operations would have something to do."""
+        return (
+            self.has_pressing_upkeep
+            or bool(self._touches)
+            or bool(self._upload_after)
+            or self._wall_seconds() >= self._next_upload_check
+        )
+
+    def _keep_up(self, batch: WriteBatch) -> None:
+        totals = batch.totals
+        excess = self._policy.excess_in_background(totals.kept_bytes, evicting=self._evicting)
+        if excess:
+            freed = evict(batch, min(excess, MAX_EVICTED_BYTES), MAX_EVICTED_ENTRIES)
+            # Nothing freed: only stale entries or what is in use; another batch will see.
+            self._evicting = freed > 0 and freed < excess
+        else:
+            self._evicting = False
+        if totals.garbage_bytes:
+            batch.free_garbage(MAX_FREED_CHUNKS)
+        self._garbage_left = totals.garbage_bytes > 0
+        self._sweep(batch)
+        self._expire_uploads(batch)
+
+    def _sweep(self, batch: WriteBatch) -> None:
+        totals = batch.totals
+        too_long = totals.log_entries > 2 * (totals.blobs + totals.action_results) + _LOG_SLACK_ENTRIES
+        if not (self._sweeping or too_long):
+            return
+        for _ in range(MAX_SWEPT_GROUPS):
+            self._sweep_after = sweep_log(batch, self._sweep_after)
+            self._sweeping = bool(self._sweep_after)
+            if not self._sweeping:
+                break
+
+    def _expire_uploads(self, batch: WriteBatch) -> None:
+        now = self._wall_seconds()
+        if now < self._next_upload_check and not self._upload_after:
+            return
+        self._next_upload_check = now + UPLOAD_CHECK_SECONDS
+        oldest = int(now) - self._upload_max_age_seconds
+        cursor = batch.txn.cursor(self._environment.uploads)
+        found = cursor.set_range(self._upload_after) if self._upload_after else cursor.first()
+        expired: list[tuple[bytes, records.UploadRecord]] = []
+        checked = 0
+        while found and checked < MAX_UPLOADS_CHECKED:
+            record = records.UploadRecord.unpack(cursor.value())
+            if record.updated_at < oldest:
+                expired.append((cursor.key(), record))
+            checked += 1
+            found = cursor.next()
+        self._upload_after = cursor.key() if found else b""
+        for key, record in expired:
+            batch.drop_upload(key, record)
+            batch.report.expired_uploads += 1
+
+    def _check_readers(self) -> None:
+        now = self._wall_seconds()
+        if now >= self._next_reader_check:
+            self._next_reader_check = now + READER_CHECK_SECONDS
+            self._environment.env.reader_check()
+
+
+def _apply(index: int, operation: Operation[Any], batch: WriteBatch) -> Outcome:
+    changes = batch.changes
+    try:
+        return Outcome(operation.apply(batch))
+    except lmdb.Error:
+        raise
+    except LatheError as error:
+        if batch.changes != changes:
+            raise _OperationFailedError(index, error) from error
+        return Outcome(None, error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, struct.error) as error:
+        # A bug. It must not fail the operations of other clients that happen to share the transaction.
+        raise _OperationFailedError(index, error) from error
+
+
+def to_lathe_error(error: lmdb.Error) -> LatheError:
+    """Tell a client why a transaction failed."""
+    if isinstance(error, lmdb.MapFullError):
+        return ResourceExhaustedError(f"the store's map is full, nothing was written: {error}")
+    if isinstance(error, lmdb.DiskError):
+        return ResourceExhaustedError(f"the disk is full, nothing was written: {error}")
+    if isinstance(error, lmdb.MemoryError | lmdb.TxnFullError):
+        return ResourceExhaustedError(f"not enough memory for the transaction, nothing was written: {error}")
+    return UnavailableError(f"the store failed, nothing was written: {error}")

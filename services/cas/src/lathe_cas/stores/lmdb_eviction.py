@@ -1,0 +1,92 @@
+"""Eviction by the access log, and the sweep that keeps the log short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lathe_cas.stores import lmdb_access_log as access_log
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.access_touches import KIND_ACTION_RESULT
+
+if TYPE_CHECKING:
+    from lathe_cas.stores.lmdb_batch import WriteBatch
+
+
+def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None) -> int:
+    """Drop the least recently used until ``wanted_bytes`` on disk are free or nothing is left.
+
+    What the batch itself has written is not in the log until ``flush_log``.
+
+    Args:
+        batch: The transaction to do it in.
+        wanted_bytes: Bytes on disk to free.
+        max_entries: How many log entries to look at, at most; no bound if absent.
+
+    Returns:
+        Bytes on disk that were freed or became garbage.
+    """
+    freed = 0
+    looked_at = 0
+    kept_key = b""
+    while freed < wanted_bytes and (max_entries is None or looked_at < max_entries):
+        group = access_log.first_group(batch.txn, batch.environment.access, kept_key)
+        if group is None:
+            break
+        kept: list[bytes] = []
+        for key in group.keys:
+            if freed >= wanted_bytes or batch.touches.is_touched(group.kind, key):
+                kept.append(key)
+            else:
+                freed += _evict_one(batch, group, key)
+        looked_at += len(group.keys)
+        access_log.replace_group(batch.txn, batch.environment.access, group, kept)
+        batch.totals.log_entries -= len(group.keys) - len(kept)
+        if kept:
+            kept_key = group.raw_key
+    return freed
+
+
+def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int:
+    """Drop what a log entry stands for, if the entry is live; return the bytes on disk."""
+    database, place = batch.index_of(group.kind)
+    value = batch.txn.get(key, db=database)
+    if value is None or value[place] != records.STEP.pack(group.step):
+        return 0
+    report = batch.report
+    report.oldest_evicted_step = group.step
+    if group.kind == KIND_ACTION_RESULT:
+        result = records.ActionResultRecord.unpack(value)
+        batch.drop_action_result(key, result)
+        report.evicted_action_results += 1
+        return result.disk_bytes
+    blob = records.BlobRecord.unpack(value)
+    batch.drop_blob(key, blob)
+    report.evicted_blobs += 1
+    report.evicted_bytes += blob.size_bytes
+    return blob.disk_bytes
+
+
+def sweep_log(batch: WriteBatch, after: bytes) -> bytes:
+    """Drop the stale entries of one group of the access log.
+
+    Args:
+        batch: The transaction to do it in.
+        after: The key at which the last sweep ended; empty at the beginning.
+
+    Returns:
+        The key to go on behind; empty if the end was reached.
+    """
+    group = access_log.first_group(batch.txn, batch.environment.access, after)
+    if group is None:
+        return b""
+    database, place = batch.index_of(group.kind)
+    step = records.STEP.pack(group.step)
+    kept = [
+        key
+        for key in dict.fromkeys(group.keys)
+        if (value := batch.txn.get(key, db=database)) is not None and value[place] == step
+    ]
+    if len(kept) < len(group.keys):
+        access_log.replace_group(batch.txn, batch.environment.access, group, kept)
+        batch.totals.log_entries -= len(group.keys) - len(kept)
+    return group.raw_key

@@ -1,0 +1,89 @@
+"""Everything that the LMDB stores share: one environment with its writer, its threads and its touches."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lathe_cas.stores.access_touches import Touches
+from lathe_cas.stores.lmdb_committer import LmdbCommitter
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
+from lathe_cas.stores.lmdb_writer import LmdbWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lathe_cas.eviction_policy import EvictionPolicy
+
+TOUCH_STEP_SECONDS = 300
+"""Resolution of the access order. A blob is touched on disk at most once in a step, however often it is used, so five
+minutes keep a busy build's touches near nothing and are fine enough for retention that is counted in hours."""
+
+UPLOAD_MAX_AGE_SECONDS = 24 * 3600
+"""Unfinished uploads that got nothing for a day are forgotten: far longer than any client tries to resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class LmdbOptions:
+    """How an LMDB store behaves.
+
+    Attributes:
+        policy: The size limit.
+        touch_step_seconds: Resolution of the access order.
+        upload_max_age_seconds: When an unfinished upload counts as abandoned.
+        threads: Threads that hash and that read large blobs; None means two more than there are processors.
+        map_size_bytes: Address space; None means far more than the limit needs. Tests make it small.
+    """
+
+    policy: EvictionPolicy
+    touch_step_seconds: int = TOUCH_STEP_SECONDS
+    upload_max_age_seconds: int = UPLOAD_MAX_AGE_SECONDS
+    threads: int | None = None
+    map_size_bytes: int | None = None
+
+
+class LmdbStorage:
+    """An open environment that is ready to be written. Made on the event loop that uses it, after the last fork.
+
+    Args:
+        path: The folder of the environment.
+        options: How it behaves.
+        wall_seconds: The clock.
+
+    Attributes:
+        damaged_blobs: Blobs that were found damaged, and dropped.
+        damaged_action_results: Action results likewise.
+
+    Raises:
+        StorageFormatError: The folder holds a store of another format.
+    """
+
+    def __init__(self, path: Path, options: LmdbOptions, wall_seconds: Callable[[], float]) -> None:
+        self.damaged_blobs = 0
+        self.damaged_action_results = 0
+        self.options = options
+        self.wall_seconds = wall_seconds
+        limit_bytes = options.policy.limit_bytes
+        self.environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(limit_bytes))
+        self.touches = Touches(self.step)
+        self.committer = LmdbCommitter(
+            self.environment, options.policy, self.touches, wall_seconds, options.upload_max_age_seconds
+        )
+        self.executor = ThreadPoolExecutor(
+            options.threads or (os.cpu_count() or 1) + 2, thread_name_prefix="lathe-cas-io"
+        )
+        self.writer = LmdbWriter(self.committer)
+
+    def step(self) -> int:
+        """Return the current touch step."""
+        return int(self.wall_seconds()) // self.options.touch_step_seconds
+
+    async def aclose(self) -> None:
+        """Finish what was begun and close the files."""
+        await asyncio.to_thread(self.executor.shutdown)
+        await self.writer.aclose()
+        self.environment.close()

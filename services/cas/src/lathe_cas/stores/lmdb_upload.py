@@ -1,0 +1,320 @@
+"""Uploads into LMDB: hashed while they arrive, staged chunk by chunk, published by one small record.
+
+What has arrived is either staged (whole chunks, hashed, on their way to disk) or in the buffer. An upload that fits the
+buffer is never staged: it becomes a blob in one operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+from typing_extensions import override
+
+from lathe_cas.blob_store import Upload, UploadName
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_operations import DropUpload, PublishUpload, StageUpload
+from lathe_shared.errors import AbortedError, DigestMismatchError, LatheError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lathe_cas.stores.lmdb_chunks import Chunk
+    from lathe_cas.stores.lmdb_storage import LmdbStorage
+    from lathe_shared.digest import Hasher
+
+STAGE_BYTES = 16 * records.CHUNK_BYTES
+"""Bytes that are gathered before they are hashed and staged together. Uploads below it are never staged."""
+
+MAX_STAGES_IN_FLIGHT = 4
+"""Pieces of one upload that may wait for the writer: its memory is some six times STAGE_BYTES at most."""
+
+INLINE_HASH_BYTES = records.CHUNK_BYTES
+"""Up to this size bytes are hashed on the event loop: 40 µs, less than a thread switch and back costs."""
+
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_lmdb_upload(
+    storage: LmdbStorage, active: dict[bytes, LmdbUpload], name: UploadName, *, restart: bool
+) -> LmdbUpload:
+    """Begin an upload or go on with what is staged of it.
+
+    Args:
+        storage: Where to.
+        active: The uploads that streams of this process hold; a stream that holds this one loses it.
+        name: Which upload.
+        restart: Whether to forget what is staged.
+    """
+    digest = name.digest
+    key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes)
+    upload = LmdbUpload(storage, active, name, key)
+    while (previous := active.get(key)) is not None:
+        await previous.give_up()
+    active[key] = upload
+    try:
+        await upload.resume(restart=restart)
+    except BaseException:
+        upload.release()
+        raise
+    return upload
+
+
+class LmdbUpload(Upload):
+    """One stream's hold on an upload; made by ``open_lmdb_upload``."""
+
+    def __init__(
+        self, storage: LmdbStorage, active: dict[bytes, LmdbUpload], name: UploadName, upload_key: bytes
+    ) -> None:
+        self._storage = storage
+        self._active = active
+        self._digest = name.digest
+        self._key = upload_key
+        self._loop = asyncio.get_running_loop()
+        # Random, so that two streams are never taken for one another, not even in two processes or after a restart.
+        self._owner = int.from_bytes(os.urandom(8), "big")
+        self._takes_over: int | None = None
+        self._restart = False
+        self._hasher: Hasher = name.digest.function.new_hasher()
+        self._committed_at_open = 0
+        self._staged_bytes = 0
+        self._replaced_bytes = 0
+        self._buffer: list[memoryview] = []
+        self._buffered = 0
+        self._hashing: asyncio.Task[None] | None = None
+        self._stages: deque[asyncio.Future[None]] = deque()
+        self._suspending: asyncio.Task[None] | None = None
+        self._lost: LatheError | None = None
+
+    @property
+    @override
+    def committed_bytes(self) -> int:
+        return self._committed_at_open
+
+    async def resume(self, *, restart: bool) -> None:
+        """Look up what is staged and hash it again; a hash cannot be saved and continued."""
+        with self._storage.environment.read() as txn:
+            value = txn.get(self._key, db=self._storage.environment.uploads)
+        if value is None:
+            return
+        record = records.UploadRecord.unpack(value)
+        self._takes_over = record.owner
+        self._restart = restart
+        if restart:
+            return
+        try:
+            tail = await self._loop.run_in_executor(self._storage.executor, self._hash_staged, record)
+        except ChunkDamagedError as error:
+            # Gone at once, or the client would be told of bytes that are no use, and come back with the same offset.
+            _log.error("upload_damaged", digest=str(self._digest), error=str(error))
+            self._hasher = self._digest.function.new_hasher()
+            await self._storage.writer.submit(DropUpload(self._key, (record.owner,)))
+            return
+        self._committed_at_open = record.committed_bytes
+        self._staged_bytes = record.committed_bytes - len(tail)
+        self._replaced_bytes = self._buffered = len(tail)
+        self._buffer = [memoryview(tail)] if tail else []
+
+    def _hash_staged(self, record: records.UploadRecord) -> bytes:
+        """Hash all whole chunks and return the bytes of the part chunk behind them; in a thread."""
+        whole, rest = divmod(record.committed_bytes, records.CHUNK_BYTES)
+        environment = self._storage.environment
+        for first in range(0, whole, 16):
+            with environment.read() as txn:
+                pieces = read_chunks(txn, environment.chunks, record.storage_id, first, min(16, whole - first))
+            for piece in pieces:
+                self._hasher.update(piece)
+        if not rest:
+            return b""
+        with environment.read() as txn:
+            return read_chunks(txn, environment.chunks, record.storage_id, whole, 1)[0]
+
+    @override
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        self._check_hold()
+        self._buffer.extend(pieces)
+        self._buffered += length
+        if self._buffered >= STAGE_BYTES:
+            await self._stage()
+
+    async def _stage(self) -> None:
+        """Take whole chunks out of the buffer and have them hashed and staged, while the next bytes arrive."""
+        await self._settle_hashing()
+        while self._stages and (len(self._stages) >= MAX_STAGES_IN_FLIGHT or self._stages[0].done()):
+            await self._settle_first_stage()
+        await self._storage.writer.wait_for_room()
+        self._check_hold()
+        pieces = self._take(self._buffered - self._buffered % records.CHUNK_BYTES)
+        self._hashing = asyncio.create_task(self._hash_and_submit(pieces))
+
+    async def _hash_and_submit(self, pieces: list[memoryview]) -> None:
+        chunks = await self._loop.run_in_executor(self._storage.executor, _hash_and_cut, self._hasher, pieces)
+        self._submit_stage(chunks)
+
+    def _submit_stage(self, chunks: list[Chunk]) -> None:
+        stage = self._storage.writer.submit_nowait(self._next_stage(chunks))
+        # The first stage that fails is the one that is reported; the others fail as a consequence.
+        stage.add_done_callback(_retrieve)
+        self._stages.append(stage)
+
+    def _next_stage(self, chunks: list[Chunk]) -> StageUpload:
+        """Describe the next operation and move on behind it."""
+        length = sum(memoryview(chunk.data).nbytes for chunk in chunks)
+        stage = StageUpload(
+            self._key,
+            self._owner,
+            self._takes_over,
+            self._restart,
+            self._staged_bytes,
+            self._staged_bytes + length,
+            self._replaced_bytes,
+            chunks,
+            int(self._storage.wall_seconds()),
+        )
+        self._staged_bytes += length
+        self._replaced_bytes = 0
+        self._restart = False
+        return stage
+
+    def _take(self, length: int) -> list[memoryview]:
+        """Remove the first ``length`` bytes from the buffer, without copying."""
+        taken: list[memoryview] = []
+        left = length
+        for index, piece in enumerate(self._buffer):
+            if left < len(piece):
+                taken.append(piece[:left])
+                self._buffer = [piece[left:], *self._buffer[index + 1 :]]
+                break
+            taken.append(piece)
+            left -= len(piece)
+        else:
+            self._buffer = []
+        self._buffered -= length
+        return taken
+
+    @override
+    async def finish(self) -> None:
+        try:
+            self._check_hold()
+            await self._settle()
+            self._check_hold()
+            length = self._buffered
+            pieces = self._take(length)
+            if length <= INLINE_HASH_BYTES:
+                chunks = _hash_and_cut(self._hasher, pieces)
+            else:
+                chunks = await self._loop.run_in_executor(self._storage.executor, _hash_and_cut, self._hasher, pieces)
+            received = self._staged_bytes + length
+            if self._hasher.hexdigest() != self._digest.hash or received != self._digest.size_bytes:
+                await self._drop()
+                raise DigestMismatchError(self._digest, f"{self._hasher.hexdigest()}/{received}")
+            if received:
+                await self._storage.writer.submit(
+                    PublishUpload(self._digest.key, self._digest.size_bytes, self._next_stage(chunks))
+                )
+        finally:
+            self.release()
+
+    @override
+    async def suspend(self, pieces: Sequence[memoryview] = (), length: int = 0) -> int:
+        try:
+            self._check_hold()
+            self._buffer.extend(pieces)
+            self._buffered += length
+            await self._settle()
+            if self._buffered != self._replaced_bytes:
+                self._submit_stage(cut(b"".join(self._take(self._buffered))))
+                await self._settle()
+                return self._staged_bytes
+            return self._staged_bytes + self._buffered
+        finally:
+            self.release()
+
+    @override
+    def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
+        self._suspending = asyncio.create_task(self._suspend_quietly(pieces, length))
+
+    async def _suspend_quietly(self, pieces: Sequence[memoryview], length: int) -> None:
+        try:
+            await self.suspend(pieces, length)
+        except LatheError as error:
+            # Nobody is left to tell; the client finds out when it resumes.
+            _log.info("upload_not_kept", digest=str(self._digest), error=str(error))
+
+    @override
+    async def abandon(self) -> None:
+        try:
+            # A stage that was refused changes nothing: what was staged before it has to go all the same.
+            with contextlib.suppress(LatheError):
+                await self._settle()
+            await self._drop()
+        finally:
+            self.release()
+
+    async def _drop(self) -> None:
+        # Until it stages something, the stream that took the upload over goes on with a record of this one.
+        if self._lost is None:
+            await self._storage.writer.submit(DropUpload(self._key, (self._owner, self._takes_over)))
+
+    async def give_up(self) -> None:
+        """Lose the upload to another stream; returns when nothing more will be written for this one."""
+        if self._suspending is not None:
+            await asyncio.shield(self._suspending)
+            return
+        self._lost = self._lost or AbortedError("another stream took this upload over")
+        try:
+            await self._settle()
+        except LatheError as error:
+            _log.info("upload_not_kept", digest=str(self._digest), error=str(error))
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let another stream have the upload."""
+        if self._active.get(self._key) is self:
+            del self._active[self._key]
+
+    def _check_hold(self) -> None:
+        if self._lost is not None:
+            raise self._lost
+
+    async def _settle_hashing(self) -> None:
+        if self._hashing is not None:
+            await asyncio.shield(self._hashing)
+            self._hashing = None
+
+    async def _settle(self) -> None:
+        """Wait until all that was handed on is durable.
+
+        Raises:
+            LatheError: Part of it was refused.
+        """
+        await self._settle_hashing()
+        while self._stages:
+            await self._settle_first_stage()
+
+    async def _settle_first_stage(self) -> None:
+        """Wait for the oldest stage; one that was refused stays, so that whoever asks is told."""
+        stage = self._stages[0]
+        await asyncio.shield(stage)
+        # A stream that takes the upload over waits for the same stages, at the same time.
+        if self._stages and self._stages[0] is stage:
+            del self._stages[0]
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _hash_and_cut(hasher: Hasher, pieces: list[memoryview]) -> list[Chunk]:
+    """Hash the next bytes of an upload and cut them into chunks."""
+    data = b"".join(pieces)
+    hasher.update(data)
+    return cut(data)

@@ -1,0 +1,88 @@
+"""Drives an UploadSession between a gRPC stream and the blob store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lathe_cas.blob_store import UploadName
+from lathe_cas.upload_session import UploadSession, UploadState
+from lathe_shared.cas_wire import read_write_request
+from lathe_shared.errors import LatheError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from lathe_cas.blob_store import BlobStore, Upload
+    from lathe_shared.resource_name import WriteResource
+
+
+async def run_upload(messages: AsyncIterator[bytes], store: BlobStore, parse: Callable[[str], WriteResource]) -> int:
+    """Receive one Write stream and return its committed size.
+
+    Returns before the stream ends when the blob is there already, or appears meanwhile by another stream's work.
+
+    Args:
+        messages: The serialized WriteRequests.
+        store: Where the blob goes.
+        parse: Turns the resource name into what it names; refuses instances and compressors that are not served.
+
+    Raises:
+        InvalidArgumentError: The stream breaks the protocol, or its bytes are not the blob.
+        AbortedError: Another stream has taken this upload over.
+        ResourceExhaustedError: No room is left.
+
+    Cancellation: What has arrived is kept in the background, so that the client can resume.
+    """
+    session = UploadSession(parse)
+    async for message in messages:
+        session.receive(read_write_request(message))
+        break
+    session.end_of_stream()
+    resource = session.resource
+    name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+    if store.upload_status(name).complete:
+        return resource.digest.size_bytes
+    upload = await store.open_upload(name, restart=session.restarts)
+    try:
+        session.opened(upload.committed_bytes)
+        if not await _receive(messages, session, store, name, upload):
+            await upload.abandon()
+            return resource.digest.size_bytes
+    except LatheError:
+        await _end_after_error(session, upload)
+        raise
+    except BaseException:
+        upload.suspend_soon(*session.take())
+        raise
+    if session.is_finished():
+        await upload.finish()
+        return resource.digest.size_bytes
+    return await upload.suspend()
+
+
+async def _receive(
+    messages: AsyncIterator[bytes], session: UploadSession, store: BlobStore, name: UploadName, upload: Upload
+) -> bool:
+    """Receive until the stream ends or is finished; False if the blob has appeared meanwhile."""
+    if not session.is_finished():
+        async for message in messages:
+            session.receive(read_write_request(message))
+            if session.is_finished():
+                break
+            if session.has_enough:
+                if store.upload_status(name).complete:
+                    return False
+                await upload.append(*session.take())
+    await upload.append(*session.take())
+    return True
+
+
+async def _end_after_error(session: UploadSession, upload: Upload) -> None:
+    """Keep what was right; the error that is under way matters more than one that this meets."""
+    try:
+        if session.state is UploadState.SPOILT:
+            await upload.abandon()
+        else:
+            await upload.suspend(*session.take())
+    except LatheError:
+        pass

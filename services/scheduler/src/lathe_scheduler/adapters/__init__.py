@@ -1,0 +1,1 @@
+"""Concrete forms of the scheduler's ports."""

@@ -1,0 +1,34 @@
+"""ActionCache: passed on to the CAS as bytes, so that clients may name one address for everything but blobs.
+
+Spec: REAPI, service ActionCache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, unary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lathe_scheduler.cas import Cas
+
+
+class ActionCacheServicer(Servicer):
+    """Serves ``build.bazel.remote.execution.v2.ActionCache`` in the CAS's name."""
+
+    service_name = "build.bazel.remote.execution.v2.ActionCache"
+
+    def __init__(self, cas: Cas) -> None:
+        self._cas = cas
+
+    @override
+    def rpcs(self) -> Mapping[str, Rpc]:
+        return {name: unary(partial(self._forward, name)) for name in ("GetActionResult", "UpdateActionResult")}
+
+    async def _forward(self, name: str, request: bytes, _context: RpcContext) -> bytes:
+        return await self._cas.forward(f"/{self.service_name}/{name}", request)

@@ -1,0 +1,56 @@
+"""Capabilities: what the CAS can do, and execution on top.
+
+Spec: REAPI, service Capabilities, message ExecutionCapabilities.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from lathe_protos import reapi
+from lathe_shared.digest import DigestFunction
+from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, decode, unary
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from lathe_scheduler.cas import Cas
+    from lathe_shared.instance_name import InstanceNames
+
+MAX_PRIORITY = 2**31 - 1
+MIN_PRIORITY = -(2**31)
+"""All that ExecutionPolicy.priority, an int32, can carry."""
+
+
+class CapabilitiesServicer(Servicer):
+    """Serves ``build.bazel.remote.execution.v2.Capabilities``."""
+
+    service_name = "build.bazel.remote.execution.v2.Capabilities"
+
+    def __init__(self, cas: Cas, instance_names: InstanceNames, functions: Collection[DigestFunction]) -> None:
+        self._cas = cas
+        self._instance_names = instance_names
+        # Bazel before version 6 reads the single field only, and knows SHA-256 only.
+        self._execution = reapi.ExecutionCapabilities(
+            digest_function=reapi.DigestFunctionValue(DigestFunction.SHA256.value),
+            exec_enabled=True,
+            execution_priority_capabilities=reapi.PriorityCapabilities(
+                priorities=[
+                    reapi.PriorityCapabilitiesPriorityRange(min_priority=MIN_PRIORITY, max_priority=MAX_PRIORITY)
+                ]
+            ),
+            digest_functions=[reapi.DigestFunctionValue(function.value) for function in functions],
+        )
+
+    @override
+    def rpcs(self) -> Mapping[str, Rpc]:
+        return {"GetCapabilities": unary(self._get_capabilities)}
+
+    async def _get_capabilities(self, request: bytes, _context: RpcContext) -> bytes:
+        self._instance_names.check(decode(reapi.GetCapabilitiesRequest, request).instance_name)
+        answer = await self._cas.forward(f"/{self.service_name}/GetCapabilities", request)
+        capabilities = decode(reapi.ServerCapabilities, answer)
+        capabilities.execution_capabilities = self._execution
+        return bytes(capabilities)

@@ -1,0 +1,1 @@
+"""The sandboxes that a worker may be configured with."""

@@ -1,0 +1,1 @@
+"""Clients of Lathe's own services, for the services that stand in front of them."""

@@ -1,0 +1,361 @@
+"""The content addressable storage, as services that need blobs see it.
+
+Bytes that are read are verified against their digest before anybody gets them, apart from ``read_stream``.
+
+Spec: REAPI, ContentAddressableStorage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from grpclib.const import Status
+
+from lathe_shared.cas_wire import find_missing_request, find_missing_response_digests
+from lathe_shared.clients.batch_messages import (
+    ITEM_OVERHEAD_BYTES,
+    batch_read_request,
+    batch_update_request,
+    read_batch_read_response,
+    read_batch_update_response,
+)
+from lathe_shared.clients.blob_file import FileSource, FileTarget, write_file
+from lathe_shared.clients.byte_stream_client import ByteStreamClient, transfer_seconds
+from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient
+from lathe_shared.digest import Digest, DigestFunction
+from lathe_shared.errors import BlobNotFoundError, InternalError, LatheError, NotFoundError
+from lathe_shared.status_details import error_from
+from lathe_shared.wire import message_field, scan, string_field, text, varint_field
+
+if TYPE_CHECKING:
+    from lathe_shared.clock import Clock
+    from lathe_shared.grpc_transport import LatheChannel
+
+_SERVICE = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
+
+MAX_BATCH_BYTES = 4_000_000
+"""What goes into one batch, which is what Lathe's CAS advertises as ``max_batch_total_size_bytes``."""
+
+MAX_BATCHED_BLOB_BYTES = 256 << 10
+"""Larger blobs travel by ByteStream: a batch is held in memory whole on both sides."""
+
+MAX_DIGESTS_PER_QUERY = 10_000
+"""Digests in one FindMissingBlobs: 750 kB, and about 10 ms of the CAS's time."""
+
+CONCURRENT_TRANSFERS = 16
+"""Batches and streams that one client has under way at once."""
+
+BlobSource: TypeAlias = "bytes | Path"
+"""Where a blob's bytes are."""
+
+
+class CasClient:
+    """Finds, reads and writes blobs.
+
+    Args:
+        channel: The connection to the CAS.
+        retry: How calls are tried again while the CAS is away.
+        clock: What pauses between tries are measured by.
+    """
+
+    def __init__(self, channel: LatheChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
+        self._rpc = RpcClient(channel, "the CAS", retry=retry, clock=clock)
+        self._byte_stream = ByteStreamClient(self._rpc)
+        self._transfers = asyncio.Semaphore(CONCURRENT_TRANSFERS)
+
+    async def find_missing(self, instance_name: str, digests: Iterable[Digest]) -> set[Digest]:
+        """Return those of the digests that the CAS lacks, and keep the others from eviction for a while.
+
+        Raises:
+            LatheError: The CAS answered with an error, or stayed away.
+        """
+        missing: set[Digest] = set()
+        for function, group in _by_function({digest for digest in digests if not digest.is_empty}):
+            for start in range(0, len(group), MAX_DIGESTS_PER_QUERY):
+                part = group[start : start + MAX_DIGESTS_PER_QUERY]
+                response = await self._rpc.unary(
+                    _SERVICE + "FindMissingBlobs", find_missing_request(instance_name, part)
+                )
+                missing.update(Digest(hash_, size, function) for hash_, size in find_missing_response_digests(response))
+        return missing
+
+    async def read(self, instance_name: str, digest: Digest) -> bytes:
+        """Return a blob; for those of moderate size, since it is held in memory.
+
+        Raises:
+            BlobNotFoundError: The CAS does not hold the blob.
+            LatheError: It answered with another error, or stayed away.
+        """
+        if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES:
+            found = (await self.batch_read(instance_name, [digest]))[digest]
+            if isinstance(found, LatheError):
+                raise found
+            return found
+        async with self._transfers, aclosing(self.read_stream(instance_name, digest)) as pieces:
+            data = b"".join([piece async for piece in pieces])
+        self._verify(digest, data)
+        return data
+
+    async def read_stream(
+        self, instance_name: str, digest: Digest, offset: int = 0
+    ) -> AsyncGenerator[memoryview, None]:
+        """Give a blob's bytes from an offset on, in pieces, not verified.
+
+        Close the generator (``contextlib.aclosing``) if you may leave it early.
+
+        Raises:
+            BlobNotFoundError: The CAS does not hold the blob.
+            LatheError: It answered with another error, or stayed away.
+        """
+        if digest.is_empty:
+            return
+        async with aclosing(self._byte_stream.read(instance_name, digest, offset)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def read_to_file(self, instance_name: str, digest: Digest, path: Path, *, mode: int = 0o644) -> None:
+        """Make a file of a blob.
+
+        The bytes go to a temporary file beside ``path``, which takes its name when all of them are there and verified;
+        ``path`` is never partial. Nothing is fsynced.
+
+        Args:
+            instance_name: The instance to ask.
+            digest: The blob.
+            path: The file; what has that name is replaced.
+            mode: The file's permissions, whatever the umask.
+
+        Raises:
+            BlobNotFoundError: The CAS does not hold the blob.
+            LatheError: It answered with another error, or stayed away.
+            OSError: The file cannot be written.
+        """
+        if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES:
+            await asyncio.to_thread(write_file, path, digest, mode, await self.read(instance_name, digest))
+            return
+        async with self._transfers:
+            target = await asyncio.to_thread(FileTarget, path, digest, mode)
+            try:
+                async with aclosing(self.read_stream(instance_name, digest)) as pieces:
+                    await target.write_all(pieces)
+                await asyncio.to_thread(target.commit)
+            finally:
+                target.close()
+
+    async def batch_read(self, instance_name: str, digests: Iterable[Digest]) -> dict[Digest, bytes | LatheError]:
+        """Read many blobs, each with its bytes or its own error.
+
+        What fits goes into batches, the rest over ByteStream. A blob that is not there has ``BlobNotFoundError``.
+
+        Raises:
+            LatheError: A whole request failed.
+        """
+        found: dict[Digest, bytes | LatheError] = {}
+        wanted = set(digests)
+        small = {digest for digest in wanted if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES}
+
+        async def one(digest: Digest) -> None:
+            try:
+                found[digest] = await self.read(instance_name, digest)
+            except NotFoundError as error:
+                found[digest] = error
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for function, batch in _batches(small):
+                    group.create_task(self._read_batch(instance_name, function, batch, found))
+                for digest in wanted - small:
+                    group.create_task(one(digest))
+        except* LatheError as errors:
+            raise _first(errors) from None
+        return found
+
+    async def _read_batch(
+        self,
+        instance_name: str,
+        function: DigestFunction,
+        batch: Sequence[Digest],
+        found: dict[Digest, bytes | LatheError],
+    ) -> None:
+        by_hash = {digest.hash: digest for digest in batch if not digest.is_empty}
+        found.update({digest: b"" for digest in batch if digest.is_empty})
+        if not by_hash:
+            return
+        request = batch_read_request(instance_name, function, by_hash.values())
+        async with self._transfers:
+            response = await self._rpc.unary(_SERVICE + "BatchReadBlobs", request)
+        for item in read_batch_read_response(response):
+            digest = by_hash.pop(item.hash, None)
+            if digest is None:
+                continue
+            if item.code == Status.NOT_FOUND.value:
+                found[digest] = BlobNotFoundError(digest)
+            elif item.code:
+                found[digest] = error_from(Status(item.code), item.message)
+            else:
+                self._verify(digest, item.data)
+                found[digest] = item.data
+        for digest in by_hash.values():
+            found[digest] = InternalError(f"{self._rpc.peer} left {digest} out of its answer")
+
+    async def write(self, instance_name: str, digest: Digest, data: bytes) -> None:
+        """Upload a blob from memory; returns when the CAS has it.
+
+        Raises:
+            InvalidArgumentError: The bytes do not match the digest.
+            LatheError: The CAS answered with another error, or stayed away.
+        """
+        await self._write_all(instance_name, {digest: data})
+
+    async def write_file(self, instance_name: str, digest: Digest, path: Path) -> None:
+        """Upload a blob from a file; returns when the CAS has it.
+
+        Raises:
+            InvalidArgumentError: The file's bytes do not match the digest.
+            LatheError: The CAS answered with another error, or stayed away.
+            OSError: The file cannot be read.
+        """
+        await self._write_all(instance_name, {digest: path})
+
+    async def upload(self, instance_name: str, blobs: Mapping[Digest, BlobSource]) -> set[Digest]:
+        """Upload those of many blobs that the CAS lacks, in batches and streams side by side.
+
+        Args:
+            instance_name: The instance to upload to.
+            blobs: Where the bytes of each are.
+
+        Returns:
+            The digests that were uploaded; the CAS had the others.
+
+        Raises:
+            LatheError: The CAS answered with an error, or stayed away; others may have been uploaded.
+            OSError: A file cannot be read.
+        """
+        missing = await self.find_missing(instance_name, blobs)
+        await self._write_all(instance_name, {digest: blobs[digest] for digest in missing})
+        return missing
+
+    async def _write_all(self, instance_name: str, blobs: Mapping[Digest, BlobSource]) -> None:
+        small = {digest for digest in blobs if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES}
+        try:
+            async with asyncio.TaskGroup() as group:
+                for function, batch in _batches(digest for digest in small if not digest.is_empty):
+                    group.create_task(self._write_batch(instance_name, function, batch, blobs))
+                for digest in blobs.keys() - small:
+                    group.create_task(self._write_stream(instance_name, digest, blobs[digest]))
+        except* (LatheError, OSError) as errors:
+            raise _first(errors) from None
+
+    async def _write_batch(
+        self,
+        instance_name: str,
+        function: DigestFunction,
+        batch: Sequence[Digest],
+        blobs: Mapping[Digest, BlobSource],
+    ) -> None:
+        async with self._transfers:
+            contents = await asyncio.to_thread(lambda: [(digest, _content(blobs[digest])) for digest in batch])
+            request = batch_update_request(instance_name, function, contents)
+            response = await self._rpc.unary(_SERVICE + "BatchUpdateBlobs", request)
+        acknowledged = set()
+        for item in read_batch_update_response(response):
+            if item.code:
+                raise error_from(Status(item.code), item.message)
+            acknowledged.add(item.hash)
+        for digest in batch:
+            if digest.hash not in acknowledged:
+                raise InternalError(f"{self._rpc.peer} left {digest} out of its answer")
+
+    async def _write_stream(self, instance_name: str, digest: Digest, source: BlobSource) -> None:
+        async with self._transfers:
+            if isinstance(source, bytes):
+
+                async def read_at(offset: int, size: int) -> bytes:
+                    return source[offset : offset + size]
+
+                await self._byte_stream.write(instance_name, digest, read_at)
+            else:
+                with FileSource(source) as file:
+                    await self._byte_stream.write(instance_name, digest, file.read_at)
+
+    async def get_tree(self, instance_name: str, root: Digest) -> list[bytes]:
+        """Return the serialized Directory messages under a root directory, the root first.
+
+        Directories that the CAS lacks are left out, as GetTree does.
+
+        Raises:
+            BlobNotFoundError: The root itself is not there.
+            LatheError: The CAS answered with another error, or stayed away.
+        """
+
+        async def call() -> list[bytes]:
+            directories: list[bytes] = []
+            token = ""
+            while True:
+                request = (
+                    string_field(1, instance_name)
+                    + message_field(2, root.wire)
+                    + string_field(4, token)
+                    + varint_field(5, root.function)
+                )
+                token = ""
+                stream = self._rpc.server_stream(_SERVICE + "GetTree", request, timeout_seconds=transfer_seconds(0))
+                async with aclosing(stream) as messages:
+                    async for message in messages:
+                        for tag, a, b in scan(message):
+                            if tag == 0x0A:
+                                directories.append(message[a:b])
+                            elif tag == 0x12:
+                                token = text(message, a, b)
+                if not token:
+                    return directories
+
+        try:
+            return await self._rpc.retried(call)
+        except NotFoundError:
+            raise BlobNotFoundError(root) from None
+
+    def _verify(self, digest: Digest, data: bytes) -> None:
+        got = Digest.of(data, digest.function)
+        if got != digest:
+            raise InternalError(f"{self._rpc.peer} sent {got} in place of {digest}")
+
+
+def _content(source: BlobSource) -> bytes:
+    return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def _by_function(digests: Iterable[Digest]) -> Iterator[tuple[DigestFunction, list[Digest]]]:
+    """Group digests by their function, since a request has one function for all; sorted, so that runs are alike."""
+    groups: defaultdict[DigestFunction, list[Digest]] = defaultdict(list)
+    for digest in sorted(digests):
+        groups[digest.function].append(digest)
+    yield from groups.items()
+
+
+def _batches(digests: Iterable[Digest]) -> Iterator[tuple[DigestFunction, list[Digest]]]:
+    """Split digests into batches whose blobs, with what they cost beside their bytes, stay within the limit."""
+    for function, group in _by_function(digests):
+        batch: list[Digest] = []
+        total = 0
+        for digest in group:
+            size = digest.size_bytes + ITEM_OVERHEAD_BYTES
+            if batch and total + size > MAX_BATCH_BYTES:
+                yield function, batch
+                batch, total = [], 0
+            batch.append(digest)
+            total += size
+        if batch:
+            yield function, batch
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

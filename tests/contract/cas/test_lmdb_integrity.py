@@ -1,0 +1,198 @@
+"""Bytes that went bad on disk, and folders that hold something else: never served, dropped, healed or refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import lmdb as lmdb_library
+import pytest
+from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
+from tests.contract.cas.lmdb_store import MAP_BYTES, LmdbStore
+
+from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
+from lathe_cas.blob_store import BlobStore, UploadStatus
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment, StorageFormatError
+from lathe_shared.digest import Digest
+from lathe_shared.errors import BlobNotFoundError, ResourceExhaustedError
+
+CHUNK = 65_520
+ACTION = Digest.of(b"action")
+
+
+def flip(store: LmdbStore, piece: bytes, position: int) -> None:
+    """Change one bit of a chunk that holds these bytes, behind the store's back."""
+    environment = store.storage.environment
+    with environment.env.begin(write=True, db=environment.chunks) as txn:
+        (key,) = [key for key, value in txn.cursor() if value == piece]
+        damaged = bytearray(piece)
+        damaged[position] ^= 0x10
+        txn.put(key, bytes(damaged))
+
+
+def lose(store: LmdbStore, piece: bytes) -> None:
+    """Delete a chunk that holds these bytes, behind the store's back."""
+    environment = store.storage.environment
+    with environment.env.begin(write=True, db=environment.chunks) as txn:
+        (key,) = [key for key, value in txn.cursor() if value == piece]
+        txn.delete(key)
+
+
+async def read_into(received: bytearray, store: BlobStore, digest: Digest) -> None:
+    async for part in store.read(digest):
+        received += part
+
+
+PLACES = [(100, 0, 50), (100_000, 1, 0), (20 * CHUNK, 18, 77), (20 * CHUNK, 0, CHUNK - 1)]
+
+
+@pytest.mark.parametrize(("size_bytes", "number", "position"), PLACES)
+@pytest.mark.parametrize("how", ["flip", "lose"])
+@pytest.mark.parametrize("reader", ["read", "read_many"])
+async def test_a_damaged_blob_is_never_served_and_heals(
+    lmdb: LmdbStore, size_bytes: int, number: int, position: int, how: str, reader: str
+) -> None:
+    digest, data = blob(size_bytes)
+    await put(lmdb.blobs, data, content(100_000, 7))
+    piece = data[number * CHUNK : (number + 1) * CHUNK]
+    if how == "flip":
+        flip(lmdb, piece, position)
+    else:
+        lose(lmdb, piece)
+    if reader == "read":
+        received = bytearray()
+        with pytest.raises(BlobNotFoundError):
+            await read_into(received, lmdb.blobs, digest)
+        assert data.startswith(bytes(received)), "what was sent before was right"
+    else:
+        other = Digest.of(content(100_000, 7))
+        assert await lmdb.blobs.read_many([digest, other]) == [None, content(100_000, 7)]
+    await lmdb.settle()
+    assert missing(lmdb.blobs, digest) == [digest]
+    assert lmdb.blobs.status().counters["damaged_blobs"] == 1
+    assert lmdb.blobs.status().blobs == 1
+    await put(lmdb.blobs, data)
+    assert await read(lmdb.blobs, digest) == data
+
+
+async def test_damage_in_one_place_leaves_other_ranges_readable(lmdb: LmdbStore) -> None:
+    digest, data = blob(3 * CHUNK)
+    await put(lmdb.blobs, data)
+    flip(lmdb, data[2 * CHUNK :], 9)
+    assert await read(lmdb.blobs, digest, 10, CHUNK) == data[10 : CHUNK + 10]
+    with pytest.raises(BlobNotFoundError):
+        await read(lmdb.blobs, digest, 2 * CHUNK, 1)
+
+
+async def test_a_blob_written_anew_is_not_dropped_for_its_forerunners_damage(lmdb: LmdbStore) -> None:
+    digest, data = blob(1000)
+    await put(lmdb.blobs, data)
+    flip(lmdb, data, 9)
+    assert await lmdb.blobs.read_many([digest]) == [None]
+    # The drop is under way; this is queued ahead of it or behind it, and must win either way.
+    await lmdb.blobs.remove([digest])
+    await put(lmdb.blobs, data)
+    await lmdb.settle()
+    assert await lmdb.blobs.read_many([digest]) == [data]
+
+
+async def test_damage_on_the_disk_itself_is_noticed(lmdb: LmdbStore) -> None:
+    digest, data = blob(100_000)
+    await put(lmdb.blobs, data)
+    await lmdb.close()
+    path = lmdb.path / "data.mdb"
+    image = bytearray(path.read_bytes())
+    place = image.find(data[:CHUNK])
+    assert place > 0
+    image[place + 1234] ^= 1
+    path.write_bytes(image)
+    await lmdb.open()
+    with pytest.raises(BlobNotFoundError):
+        await read(lmdb.blobs, digest)
+    await lmdb.settle()
+    assert missing(lmdb.blobs, digest) == [digest]
+
+
+async def test_a_damaged_action_result_is_a_miss_and_heals(lmdb: LmdbStore) -> None:
+    (digest,) = await put(lmdb.blobs, b"output")
+    stored = StoredActionResult(b"result", [(digest.key, digest.size_bytes)])
+    await lmdb.results.put("main", ACTION, stored)
+    flip(lmdb, digest.key + digest.size_bytes.to_bytes(8, "big") + b"result", 3)
+    assert lmdb.results.get("main", ACTION) is None
+    await lmdb.settle()
+    assert lmdb.blobs.status().action_results == 0
+    assert lmdb.blobs.status().counters["damaged_action_results"] == 1
+    await lmdb.results.put("main", ACTION, stored)
+    assert lmdb.results.get("main", ACTION) == FoundActionResult(b"result", True)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+async def test_a_damaged_upload_begins_again(lmdb: LmdbStore, number: int) -> None:
+    digest, data = blob(4 * CHUNK)
+    name = upload_name(digest)
+    upload = await lmdb.blobs.open_upload(name)
+    await feed(upload, data[: 3 * CHUNK - 100])
+    await upload.suspend()
+    flip(lmdb, data[number * CHUNK : min((number + 1) * CHUNK, 3 * CHUNK - 100)], 9)
+    upload = await lmdb.blobs.open_upload(name)
+    assert upload.committed_bytes == 0
+    assert lmdb.blobs.upload_status(name) == UploadStatus(0, False)
+    assert await upload.suspend() == 0
+    assert lmdb.blobs.upload_status(name) == UploadStatus(0, False), "the client is told where to go on"
+    upload = await lmdb.blobs.open_upload(name)
+    await feed(upload, data)
+    await upload.finish()
+    assert await read(lmdb.blobs, digest) == data
+
+
+async def test_a_store_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LmdbStore(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "FORMAT_VERSION", 2)
+        await store.open()
+        (digest,) = await put(store.blobs, b"of the future")
+        await store.close()
+    with pytest.raises(StorageFormatError, match=r"format 2.*format 1"):
+        await store.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "FORMAT_VERSION", 2)
+        await store.open()
+        assert await read(store.blobs, digest) == b"of the future"
+        await store.close()
+
+
+async def test_a_store_without_totals_is_refused(tmp_path: Path) -> None:
+    environment = LmdbEnvironment(tmp_path, MAP_BYTES)
+    with environment.env.begin(write=True) as txn:
+        txn.delete(b"totals", db=environment.meta)
+    with pytest.raises(StorageFormatError, match="no totals"):
+        environment.read_totals()
+    environment.close()
+
+
+async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.mdb").write_bytes(content(100_000))
+    with pytest.raises(lmdb_library.InvalidError):
+        await LmdbStore(tmp_path).open()
+
+
+async def test_the_folder_is_its_owners_alone(lmdb: LmdbStore) -> None:
+    assert lmdb.path.stat().st_mode & 0o777 == 0o700
+    assert (lmdb.path / "data.mdb").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_map_that_is_full_fails_what_does_not_fit_and_nothing_else(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    store.options = dataclasses.replace(store.options, map_size_bytes=2 << 20)
+    await store.open()
+    small, large = content(1_000), content(4 << 20)
+    outcomes = await store.blobs.put_many([(Digest.of(small), memoryview(small))])
+    assert outcomes == [None]
+    with pytest.raises(ResourceExhaustedError, match="full"):
+        await store.blobs.put_many([(Digest.of(large), memoryview(large))])
+    await put(store.blobs, content(2_000))
+    await store.recount()
+    assert missing(store.blobs, Digest.of(small), Digest.of(large), Digest.of(content(2_000))) == [Digest.of(large)]
+    assert store.blobs.status().counters["failed_commits"] > 0
+    await store.close()

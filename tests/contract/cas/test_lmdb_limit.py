@@ -1,0 +1,284 @@
+"""The size limit: what goes, in which order, what is refused, and what comes back after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
+from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, LmdbStore
+
+from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.blob_store import Upload, UploadStatus
+from lathe_cas.stores import lmdb_access_log, lmdb_committer, lmdb_writer
+from lathe_shared.digest import Digest
+from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
+
+LIMIT_BYTES = 1_000_000
+ACTION = Digest.of(b"action")
+CHUNK = 65_520
+STAGE = 16 * CHUNK
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[LmdbStore]:
+    store = LmdbStore(tmp_path / "store", LIMIT_BYTES)
+    await store.open()
+    yield store
+    await store.recount()
+    await store.close()
+
+
+async def feed_and(upload: Upload, data: bytes, end: Callable[[], Awaitable[object]]) -> None:
+    """Append and end an upload; either may be what meets the limit."""
+    await feed(upload, data)
+    await end()
+
+
+def kept_bytes(store: LmdbStore) -> int:
+    return store.storage.environment.read_totals().kept_bytes
+
+
+async def put_in_steps(store: LmdbStore, count: int, size_bytes: int = 30_000) -> list[Digest]:
+    """Put blobs, each in a touch step of its own."""
+    digests = []
+    for seed in range(count):
+        digests += await put(store.blobs, content(size_bytes, seed))
+        store.now += STEP_SECONDS
+    return digests
+
+
+async def test_the_limit_is_never_passed_and_the_oldest_go_first(store: LmdbStore) -> None:
+    digests: list[Digest] = []
+    for seed in range(100):
+        digests += await put(store.blobs, content(30_000, seed))
+        store.now += STEP_SECONDS
+        assert kept_bytes(store) <= LIMIT_BYTES
+    await store.settle()
+    left = list((await store.recount()).blobs)
+    assert 20 <= len(left) < 33
+    assert sorted(left) == sorted(digests[-len(left) :])
+    assert store.blobs.status().counters["evicted_blobs"] == 100 - len(left)
+
+
+async def test_a_batch_that_is_larger_than_the_store_does_not_pass_the_limit(store: LmdbStore) -> None:
+    digests = await put(store.blobs, *(content(30_000, seed) for seed in range(40)))
+    assert kept_bytes(store) <= LIMIT_BYTES
+    left = [digest for digest in digests if not missing(store.blobs, digest)]
+    assert left == digests[-len(left) :]
+    assert len(left) > 20
+
+
+@pytest.mark.parametrize("use", ["find", "read", "read_many", "put", "status", "result"])
+async def test_what_is_used_is_kept(store: LmdbStore, use: str) -> None:
+    digests = await put_in_steps(store, 25)
+    used = digests[0]
+    if use == "result":
+        await store.results.put("main", ACTION, StoredActionResult(b"result", [(used.key, used.size_bytes)]))
+        store.now += STEP_SECONDS
+        assert store.results.get("main", ACTION) is not None
+    elif use == "find":
+        assert missing(store.blobs, used) == []
+    elif use == "read":
+        await read(store.blobs, used)
+    elif use == "read_many":
+        await store.blobs.read_many([used])
+    elif use == "put":
+        await put(store.blobs, content(30_000, 0))
+    else:
+        assert store.blobs.upload_status(upload_name(used)).complete
+    for seed in range(100, 120):
+        store.now += STEP_SECONDS
+        await put(store.blobs, content(30_000, seed))
+    left = (await store.recount()).blobs
+    assert used in left
+    assert not set(digests[1:10]) & left.keys()
+
+
+async def test_touches_are_kept_when_the_store_is_closed(store: LmdbStore) -> None:
+    digests = await put_in_steps(store, 25)
+    assert missing(store.blobs, *digests[:3]) == []
+    await store.reopen()
+    for seed in range(100, 120):
+        await put(store.blobs, content(30_000, seed))
+    left = (await store.recount()).blobs
+    assert set(digests[:3]) <= left.keys()
+
+
+async def test_an_action_result_goes_before_the_blobs_that_it_names(store: LmdbStore) -> None:
+    digests = await put(store.blobs, *(content(30_000, seed) for seed in range(25)))
+    references = [(digest.key, digest.size_bytes) for digest in digests]
+    await store.results.put("main", ACTION, StoredActionResult(b"result", references))
+    store.now += STEP_SECONDS
+    await put(store.blobs, *(content(30_000, seed) for seed in range(100, 110)))
+    count = await store.recount()
+    assert not count.action_results
+    assert set(digests) - count.blobs.keys()
+    assert set(digests) & count.blobs.keys()
+    assert store.results.get("main", ACTION) is None
+
+
+async def test_a_lower_limit_is_met_after_a_restart(store: LmdbStore) -> None:
+    digests = await put_in_steps(store, 30)
+    await store.reopen(limit_bytes=400_000)
+    await store.settle()
+    count = await store.recount()
+    assert 300_000 < count.totals.kept_bytes <= 380_000
+    assert sorted(count.blobs) == sorted(digests[-len(count.blobs) :])
+
+
+async def test_a_blob_larger_than_the_store_is_refused(store: LmdbStore) -> None:
+    digests = await put_in_steps(store, 10)
+    digest, data = blob(LIMIT_BYTES)
+    (outcome,) = await store.blobs.put_many([(digest, memoryview(data))])
+    assert isinstance(outcome, ResourceExhaustedError)
+    assert "max_size_bytes" in str(outcome)
+    with pytest.raises(ResourceExhaustedError, match="max_size_bytes"):
+        await store.blobs.open_upload(upload_name(digest))
+    assert missing(store.blobs, *digests, digest) == [digest], "nothing was evicted for it"
+
+
+async def test_of_a_batch_only_what_does_not_fit_is_refused(store: LmdbStore) -> None:
+    data = [content(10, 1), content(LIMIT_BYTES + 1, 2), content(10, 3)]
+    outcomes = await store.blobs.put_many([(Digest.of(each), memoryview(each)) for each in data])
+    assert [type(outcome) for outcome in outcomes] == [type(None), ResourceExhaustedError, type(None)]
+
+
+async def test_uploads_push_out_what_is_old(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 4 * STAGE)
+    await store.open()
+    old = await put_in_steps(store, 4, STAGE - 10_000)
+    digest, data = blob(2 * STAGE)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    await feed(upload, data)
+    await upload.finish()
+    assert kept_bytes(store) <= 4 * STAGE
+    assert await read(store.blobs, digest) == data
+    assert missing(store.blobs, *old)[:2] == old[:2]
+    await store.recount()
+    await store.close()
+
+
+async def test_unfinished_uploads_that_hold_all_room_are_named(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 4 * STAGE)
+    await store.open()
+    names = [upload_name(Digest.of(content(3 * STAGE, seed))) for seed in range(2)]
+    first = await store.blobs.open_upload(names[0])
+    await feed(first, content(3 * STAGE, 0)[:-1])
+    assert await first.suspend() == 3 * STAGE - 1
+    second = await store.blobs.open_upload(names[1])
+    with pytest.raises(ResourceExhaustedError, match="unfinished uploads"):
+        await feed_and(second, content(3 * STAGE, 1)[:-1], second.suspend)
+    assert store.blobs.upload_status(names[0]) == UploadStatus(3 * STAGE - 1, False)
+    third = await store.blobs.open_upload(names[1])
+    await third.abandon()
+    first = await store.blobs.open_upload(names[0])
+    await feed(first, content(3 * STAGE, 0)[-1:])
+    await first.finish()
+    assert missing(store.blobs, names[0].digest) == []
+    await store.recount()
+    await store.close()
+
+
+async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 4 * STAGE)
+    await store.open()
+    other = await store.blobs.open_upload(upload_name(Digest.of(content(2 * STAGE + 1))))
+    await feed(other, content(2 * STAGE))
+    await other.suspend()
+    digest, data = blob(3 * STAGE)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    with pytest.raises(ResourceExhaustedError):
+        await feed_and(upload, data, upload.suspend)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    with pytest.raises(ResourceExhaustedError):
+        await feed_and(upload, data[upload.committed_bytes :], upload.finish)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    await feed(upload, data[:STAGE])
+    await feed(upload, data[:STAGE])
+    await upload.abandon()
+    assert store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    await store.recount()
+    await store.close()
+
+
+async def test_an_action_result_that_does_not_fit_is_refused(store: LmdbStore) -> None:
+    with pytest.raises(ResourceExhaustedError):
+        await store.results.put("main", ACTION, StoredActionResult(bytes(LIMIT_BYTES), []))
+    assert store.results.get("main", ACTION) is None
+
+
+async def test_an_abandoned_upload_is_cleared_after_a_day(store: LmdbStore) -> None:
+    digest, data = blob(3 * CHUNK)
+    name = upload_name(digest)
+    upload = await store.blobs.open_upload(name)
+    await feed(upload, data[: 2 * CHUNK + 5])
+    await upload.suspend()
+    store.now += UPLOAD_MAX_AGE_SECONDS
+    await store.settle()
+    assert store.blobs.upload_status(name) == UploadStatus(2 * CHUNK + 5, False)
+    resumed = await store.blobs.open_upload(name)
+    store.now += 120
+    await store.settle()
+    assert store.blobs.upload_status(name) == UploadStatus(0, False)
+    assert store.blobs.status().counters["expired_uploads"] == 1
+    await feed(resumed, data[2 * CHUNK + 5 :])
+    with pytest.raises(AbortedError, match="cleared"):
+        await resumed.finish()
+    assert missing(store.blobs, digest) == [digest]
+
+
+async def test_what_many_touches_leave_behind_is_swept(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_committer, "_LOG_SLACK_ENTRIES", 50)
+    monkeypatch.setattr(lmdb_access_log, "MAX_GROUP_ENTRIES", 7)
+    digests = await put(store.blobs, *(content(10, seed) for seed in range(40)))
+    for _ in range(30):
+        store.now += STEP_SECONDS
+        assert missing(store.blobs, *digests) == []
+        await store.settle()
+    totals = (await store.recount()).totals
+    assert 40 <= totals.log_entries <= 2 * 40 + 50
+    assert missing(store.blobs, *digests) == []
+
+
+async def test_large_blobs_are_freed_step_by_step(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.open()
+    digests = await put(store.blobs, content(70 * CHUNK, 1), content(600 * CHUNK, 2))
+    await store.blobs.remove(digests)
+    assert store.blobs.status().stored_bytes == 0
+    totals = (await store.recount()).totals
+    assert totals.garbage_bytes == 0
+    assert store.storage.environment.env.stat()["overflow_pages"] == 0
+    await store.close()
+
+
+async def test_all_who_wait_for_room_in_the_queue_get_it(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them being cancelled in the moment when room appears must not leave the others waiting."""
+    monkeypatch.setattr(lmdb_writer, "MAX_PENDING_BYTES", 1)
+    writer = store.storage.writer
+    first = asyncio.create_task(store.blobs.put_many([(Digest.of(b"first"), memoryview(b"first"))]))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(writer.wait_for_room()) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    await first
+    waiting[0].cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert [task.done() for task in waiting] == [True] * 5
+
+
+async def test_a_store_that_is_closed_refuses_with_a_clear_error(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.open()
+    upload = await store.blobs.open_upload(upload_name(Digest.of(b"later")))
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    with pytest.raises(AbortedError):
+        await upload.append([memoryview(b"later")], 5)
+    await closing
+    with pytest.raises(UnavailableError, match="shutting down"):
+        await store.blobs.put_many([(Digest.of(b"x"), memoryview(b"x"))])

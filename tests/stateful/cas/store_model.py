@@ -1,0 +1,108 @@
+"""What a store should hold, in dicts: the model that the machine checks the store against.
+
+Which data is evicted is the store's choice within bounds: only when it needs room, and the least recently used first,
+in coarse steps. So the model learns from the store what is gone, and judges whether it may be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lathe_cas.blob_store import Upload, UploadName
+from lathe_shared.digest import Digest
+
+
+@dataclass
+class ModelResult:
+    """An action result: its bytes, what it names, whether that is all, and the step of its last use."""
+
+    action_result: bytes
+    references: list[Digest]
+    expanded: bool
+    step: int
+
+
+@dataclass
+class ModelUpload:
+    """What is known of an unfinished upload's durable bytes: between two bounds, unless it expired; perhaps wrong."""
+
+    low_bytes: int = 0
+    high_bytes: int = 0
+    updated_at: int = 0
+    may_be_wrong: bool = False
+
+
+@dataclass
+class Session:
+    """A stream that holds an upload, or held it."""
+
+    name: UploadName
+    upload: Upload
+    data: bytes = field(repr=False)
+    sent_bytes: int
+    opened_at: int
+    may_be_wrong: bool = False
+
+
+@dataclass
+class Model:
+    """Everything at once.
+
+    Attributes:
+        blobs: Touch step of each blob.
+        results: By the key that the store files them under.
+        uploads: Unfinished uploads.
+        sessions: Streams that hold an upload.
+        lost: Streams that lost theirs to another one.
+        fresh: What was used since ``learn``. It stays, even if a clock that was set back makes it look old.
+    """
+
+    blobs: dict[Digest, int] = field(default_factory=dict)
+    results: dict[bytes, ModelResult] = field(default_factory=dict)
+    uploads: dict[UploadName, ModelUpload] = field(default_factory=dict)
+    sessions: dict[UploadName, Session] = field(default_factory=dict)
+    lost: list[Session] = field(default_factory=list)
+    fresh: set[Digest | bytes] = field(default_factory=set)
+
+    def use(self, digest: Digest, step: int) -> None:
+        """Note that a blob is used or put; a clock that was set back makes nothing older."""
+        self.blobs[digest] = max(step, self.blobs.get(digest, 0))
+        self.fresh.add(digest)
+
+    def put_result(self, key: bytes, result: ModelResult) -> None:
+        self.results[key] = result
+        self.fresh.add(key)
+
+    def has(self, digest: Digest) -> bool:
+        return digest.is_empty or digest in self.blobs
+
+    def missing(self, digests: list[Digest]) -> list[Digest]:
+        return [digest for digest in digests if not self.has(digest)]
+
+    def learn(self, blobs: dict[Digest, int], results: dict[bytes, int], now_step: int) -> int:
+        """Take over what the store holds; return how many things were evicted.
+
+        Asserts that nothing appeared from nowhere, and that what went was used no later than what stayed.
+        """
+        assert blobs.keys() <= self.blobs.keys(), "a blob that nobody put"
+        assert results.keys() <= self.results.keys(), "an action result that nobody put"
+        gone = [self.blobs[digest] for digest in self.blobs.keys() - blobs.keys()]
+        gone += [self.results[key].step for key in self.results.keys() - results.keys()]
+        for digest in list(self.blobs):
+            if digest not in blobs:
+                del self.blobs[digest]
+        for key in list(self.results):
+            if key not in results:
+                del self.results[key]
+        stayed = [step for digest, step in self.blobs.items() if digest not in self.fresh]
+        stayed += [result.step for key, result in self.results.items() if key not in self.fresh]
+        for digest, step in blobs.items():
+            # Evicted for the first of a batch and put again by the last, it is as old as the clock says.
+            if digest in self.fresh and step == now_step:
+                self.blobs[digest] = now_step
+        self.fresh.clear()
+        if gone and stayed:
+            assert max(gone) <= min(stayed), "something went that was used later than something that stayed"
+        assert self.blobs == blobs, "touch steps"
+        assert {key: result.step for key, result in self.results.items()} == results, "touch steps"
+        return len(gone)

@@ -1,0 +1,411 @@
+"""Any order of requests leaves the LMDB stores consistent, and they hold what was put and not evicted.
+
+The stores run with chunks of a hundred bytes, so that everything that otherwise begins with megabytes (several chunks,
+staging, threads, garbage, full log groups) happens with blobs of a few hundred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.contract.cas.blob_making import blob, missing, read, upload_name
+from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, LmdbStore
+from tests.stateful.cas.store_model import Model, ModelResult, ModelUpload, Session
+from typing_extensions import override
+
+from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
+from lathe_cas.blob_store import UploadName
+from lathe_cas.stores import (
+    lmdb_access_log,
+    lmdb_batch,
+    lmdb_blob_store,
+    lmdb_chunks,
+    lmdb_committer,
+    lmdb_records,
+    lmdb_upload,
+)
+from lathe_shared.digest import Digest
+from lathe_shared.errors import (
+    AbortedError,
+    BlobNotFoundError,
+    DigestMismatchError,
+    LatheError,
+    OutOfRangeError,
+    ResourceExhaustedError,
+)
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 100
+LIMIT_BYTES = 9_000
+BLOBS = dict(blob(size) for size in (1, 99, 100, 101, 250, 330, 800, 1_600, 2_500))
+DIGESTS = sorted(BLOBS)
+NAMES = [upload_name(Digest.of(blob(size)[1]), upload_id) for size, upload_id in ((330, "u"), (800, "u"), (800, "v"))]
+ACTIONS = [("", Digest.of(b"a")), ("main", Digest.of(b"a")), ("main", Digest.of(b"b"))]
+EMPTY = Digest.of(b"")
+
+digests = st.lists(st.sampled_from([*DIGESTS, EMPTY]), min_size=1, max_size=6)
+
+
+def disk_bytes(size_bytes: int) -> int:
+    return lmdb_records.blob_disk_bytes(size_bytes) + lmdb_records.INDEX_OVERHEAD_BYTES
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Clients that do anything at any time, with a clock that jumps and a process that is restarted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(lmdb_records, "CHUNK_BYTES", CHUNK_BYTES)
+        self.patch.setattr(lmdb_chunks, "CHUNK_BYTES", CHUNK_BYTES)
+        self.patch.setattr(lmdb_upload, "STAGE_BYTES", 2 * CHUNK_BYTES)
+        self.patch.setattr(lmdb_upload, "INLINE_HASH_BYTES", CHUNK_BYTES)
+        self.patch.setattr(lmdb_blob_store, "INLINE_BYTES", 4 * CHUNK_BYTES)
+        self.patch.setattr(lmdb_blob_store, "SEGMENT_CHUNKS", 2)
+        self.patch.setattr(lmdb_batch, "FREE_AT_ONCE_CHUNKS", 2)
+        self.patch.setattr(lmdb_committer, "MAX_FREED_CHUNKS", 3)
+        self.patch.setattr(lmdb_committer, "MAX_UPLOADS_CHECKED", 2)
+        self.patch.setattr(lmdb_committer, "_LOG_SLACK_ENTRIES", 2)
+        self.patch.setattr(lmdb_access_log, "MAX_GROUP_ENTRIES", 3)
+        self.runner = asyncio.Runner()
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = LmdbStore(Path(self.folder.name) / "store", LIMIT_BYTES)
+        self.model = Model()
+        self.evicted_before = 0
+        self.latest = self.store.now
+
+    # ---- plumbing
+
+    def do(self, awaitable: Awaitable[T]) -> T:
+        async def run() -> T:
+            return await awaitable
+
+        return self.runner.run(run())
+
+    @property
+    def step(self) -> int:
+        return int(self.store.now) // STEP_SECONDS
+
+    def staged_bytes(self) -> int:
+        return self.store.storage.environment.read_totals().staged_bytes
+
+    def use(self, *used: Digest) -> None:
+        for digest in used:
+            if digest in self.model.blobs:
+                self.model.use(digest, self.step)
+
+    def may_have_expired(self, since: int) -> bool:
+        """Whether an upload that was last written then may have been cleared, at some time since."""
+        return self.latest - since > UPLOAD_MAX_AGE_SECONDS
+
+    @initialize()
+    def open(self) -> None:
+        self.do(self.store.open())
+
+    # ---- blobs
+
+    @rule(wanted=digests, wrong=st.sets(st.integers(0, 5), max_size=1))
+    def put(self, wanted: list[Digest], wrong: set[int]) -> None:
+        sent = [BLOBS.get(digest, b"") + b"x" * (number in wrong) for number, digest in enumerate(wanted)]
+        staged_bytes = self.staged_bytes()
+        outcomes = self.do(
+            self.store.blobs.put_many([(digest, memoryview(data)) for digest, data in zip(wanted, sent, strict=True)])
+        )
+        for number, (digest, outcome) in enumerate(zip(wanted, outcomes, strict=True)):
+            if number in wrong:
+                assert isinstance(outcome, DigestMismatchError)
+            elif outcome is not None:
+                assert isinstance(outcome, ResourceExhaustedError)
+                assert staged_bytes + disk_bytes(digest.size_bytes) > LIMIT_BYTES
+            elif not digest.is_empty:
+                self.model.use(digest, self.step)
+
+    @rule(wanted=digests)
+    def find_missing(self, wanted: list[Digest]) -> None:
+        assert missing(self.store.blobs, *wanted) == self.model.missing(wanted)
+        self.use(*wanted)
+
+    @rule(wanted=digests)
+    def read_many(self, wanted: list[Digest]) -> None:
+        expected = [BLOBS.get(digest, b"") if self.model.has(digest) else None for digest in wanted]
+        assert self.do(self.store.blobs.read_many(wanted)) == expected
+        self.use(*wanted)
+
+    @rule(digest=st.sampled_from([*DIGESTS, EMPTY]), offset=st.integers(0, 900), limit=st.integers(0, 900))
+    def read(self, digest: Digest, offset: int, limit: int) -> None:
+        try:
+            data = self.do(read(self.store.blobs, digest, offset, limit))
+        except BlobNotFoundError:
+            assert not self.model.has(digest)
+        except OutOfRangeError:
+            assert self.model.has(digest)
+            assert offset > digest.size_bytes
+        else:
+            assert self.model.has(digest)
+            assert data == BLOBS.get(digest, b"")[offset : offset + limit if limit else None]
+        self.use(digest)
+
+    @rule()
+    def use_everything(self) -> None:
+        """As builds do, time and again: this is what fills the access log with stale entries."""
+        self.store.now += STEP_SECONDS
+        self.latest = max(self.latest, self.store.now)
+        self.find_missing(DIGESTS)
+
+    @precondition(lambda self: self.model.blobs)
+    @rule(wanted=st.lists(st.sampled_from(DIGESTS), min_size=1, max_size=2))
+    def remove(self, wanted: list[Digest]) -> None:
+        there = {digest for digest in wanted if digest in self.model.blobs}
+        assert self.do(self.store.blobs.remove(wanted)) == len(there)
+        for digest in there:
+            del self.model.blobs[digest]
+
+    # ---- action results
+
+    @rule(
+        data=st.data(),
+        action=st.sampled_from(ACTIONS),
+        dangles=st.sampled_from([False, False, True]),
+        expanded=st.booleans(),
+        size=st.sampled_from([0, 7, 350]),
+    )
+    def put_result(
+        self, data: st.DataObject, action: tuple[str, Digest], dangles: bool, expanded: bool, size: int
+    ) -> None:
+        named = data.draw(st.lists(st.sampled_from(DIGESTS if dangles else [*self.model.blobs, EMPTY]), max_size=4))
+        instance_name, digest = action
+        action_result = bytes(size)
+        references = [(digest.key, digest.size_bytes) for digest in named]
+        staged_bytes = self.staged_bytes()
+        try:
+            self.do(
+                self.store.results.put(instance_name, digest, StoredActionResult(action_result, references, expanded))
+            )
+        except ResourceExhaustedError:
+            assert staged_bytes + disk_bytes(size + 41 * len(named)) > LIMIT_BYTES
+        else:
+            key = self.result_key(instance_name, digest)
+            self.model.put_result(key, ModelResult(action_result, named, expanded, self.step))
+
+    @rule(action=st.sampled_from(ACTIONS))
+    def get_result(self, action: tuple[str, Digest]) -> None:
+        found = self.store.results.get(*action)
+        stored = self.model.results.get(self.result_key(*action))
+        if stored is None or self.model.missing(stored.references):
+            assert found is None
+        else:
+            assert found == FoundActionResult(stored.action_result, stored.expanded)
+            stored.step = max(stored.step, self.step)
+            self.use(*stored.references)
+
+    @precondition(lambda self: self.model.results)
+    @rule(data=st.data())
+    def get_known_result(self, data: st.DataObject) -> None:
+        known = [(name, digest) for name, digest in ACTIONS if self.result_key(name, digest) in self.model.results]
+        self.get_result(data.draw(st.sampled_from(known)))
+
+    @staticmethod
+    def result_key(instance_name: str, digest: Digest) -> bytes:
+        return lmdb_records.action_result_key(instance_name, digest.key)
+
+    # ---- uploads
+
+    @rule(name=st.sampled_from(NAMES), restart=st.booleans(), is_wrong=st.sampled_from([False, False, True]))
+    def open_upload(self, name: UploadName, restart: bool, is_wrong: bool) -> None:
+        """Begin an upload, go on with one, or take one over from a stream that still holds it."""
+        previous = self.model.sessions.pop(name, None)
+        known = self.model.uploads.get(name, ModelUpload())
+        upload = self.do(self.store.blobs.open_upload(name, restart=restart))
+        committed_bytes = upload.committed_bytes
+        if previous is not None:
+            self.model.lost.append(previous)
+        if restart:
+            assert committed_bytes == 0
+        elif not (committed_bytes == 0 and self.may_have_expired(known.updated_at)):
+            assert known.low_bytes <= committed_bytes <= known.high_bytes
+        data = BLOBS[name.digest]
+        if is_wrong and committed_bytes < len(data):
+            data = data[:committed_bytes] + bytes((data[committed_bytes] ^ 1,)) + data[committed_bytes + 1 :]
+        wrong_before = committed_bytes > 0 and known.may_be_wrong
+        session = Session(name, upload, data, committed_bytes, int(self.store.now), wrong_before)
+        self.model.sessions[name] = session
+
+    @precondition(lambda self: any(known.high_bytes for known in self.model.uploads.values()))
+    @rule(data=st.data())
+    def resume_upload(self, data: st.DataObject) -> None:
+        begun = [name for name, known in self.model.uploads.items() if known.high_bytes]
+        self.open_upload(data.draw(st.sampled_from(begun)), restart=False, is_wrong=False)
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(data=st.data())
+    def append_the_rest_and_finish(self, data: st.DataObject) -> None:
+        session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+        self.feed(session, 3_000)
+        if session.name in self.model.sessions:
+            self.finish(session)
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(data=st.data(), size=st.sampled_from([1, 50, 100, 150, 210, 400, 3_000]))
+    def append(self, data: st.DataObject, size: int) -> None:
+        self.feed(data.draw(st.sampled_from(list(self.model.sessions.values()))), size)
+
+    def feed(self, session: Session, size: int) -> None:
+        piece = memoryview(session.data)[session.sent_bytes : session.sent_bytes + size]
+        try:
+            self.do(session.upload.append([piece[:7], piece[7:]], len(piece)))
+        except LatheError as error:
+            self.failed(session, error)
+            return
+        session.sent_bytes += len(piece)
+        known = self.model.uploads.setdefault(session.name, ModelUpload())
+        # Some of it may be durable by now, all of it if the store liked; none of it if it was begun anew.
+        known.low_bytes = 0
+        known.high_bytes = max(known.high_bytes, session.sent_bytes)
+        known.updated_at = max(known.updated_at, int(self.store.now))
+        known.may_be_wrong |= session.data != BLOBS[session.name.digest] or session.may_be_wrong
+
+    @precondition(lambda self: self.model.sessions)
+    @rule(data=st.data(), how=st.sampled_from(["finish", "finish", "suspend", "soon", "abandon"]))
+    def end_upload(self, data: st.DataObject, how: str) -> None:
+        session = data.draw(st.sampled_from(list(self.model.sessions.values())))
+        if how == "finish":
+            self.finish(session)
+        elif how == "abandon":
+            self.do(session.upload.abandon())
+            self.ended(session, 0)
+        else:
+            self.suspend(session, in_background=how == "soon")
+
+    def finish(self, session: Session) -> None:
+        whole = BLOBS[session.name.digest]
+        is_right = session.data[: session.sent_bytes] == whole
+        try:
+            self.do(session.upload.finish())
+        except DigestMismatchError:
+            assert session.may_be_wrong or not is_right
+            self.ended(session, 0)
+        except LatheError as error:
+            self.failed(session, error)
+        else:
+            assert is_right, "a blob that is not whole"
+            self.model.use(session.name.digest, self.step)
+            self.ended(session, 0)
+
+    def suspend(self, session: Session, *, in_background: bool) -> None:
+        """Suspend with some more bytes, as a stream that ends does."""
+        piece = memoryview(session.data)[session.sent_bytes : session.sent_bytes + 30]
+        session.sent_bytes += len(piece)
+
+        async def in_the_background() -> int:
+            session.upload.suspend_soon([piece], len(piece))
+            await asyncio.sleep(0)
+            while session.upload in self.store.blobs.active_uploads.values():
+                await self.store.settle()
+            return -1
+
+        try:
+            kept_bytes = self.do(in_the_background() if in_background else session.upload.suspend([piece], len(piece)))
+        except LatheError as error:
+            self.failed(session, error)
+            return
+        if in_background:
+            self.ended(session, session.sent_bytes, at_least=0)
+        else:
+            assert kept_bytes == session.sent_bytes
+            self.ended(session, kept_bytes)
+
+    def failed(self, session: Session, error: LatheError) -> None:
+        """A stream that failed: no room, or its upload was cleared away."""
+        if isinstance(error, AbortedError):
+            assert self.may_have_expired(session.opened_at)
+        else:
+            assert isinstance(error, ResourceExhaustedError)
+            assert self.staged_bytes() + 2 * disk_bytes(session.name.digest.size_bytes) > LIMIT_BYTES
+        self.do(session.upload.abandon())
+        self.ended(session, session.sent_bytes, at_least=0)
+
+    def ended(self, session: Session, kept_bytes: int, at_least: int | None = None) -> None:
+        del self.model.sessions[session.name]
+        low_bytes = kept_bytes if at_least is None else at_least
+        is_wrong = session.may_be_wrong or session.data != BLOBS[session.name.digest]
+        self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, int(self.store.now), is_wrong)
+
+    @precondition(lambda self: self.model.lost)
+    @rule(data=st.data(), how=st.sampled_from(["append", "finish", "suspend", "abandon"]))
+    def use_lost_upload(self, data: st.DataObject, how: str) -> None:
+        """A stream that lost its upload is told so, and cannot harm the one that has it."""
+        session = data.draw(st.sampled_from(self.model.lost))
+        self.model.lost.remove(session)
+        if how == "abandon":
+            self.do(session.upload.abandon())
+            return
+        attempts: dict[str, Callable[[], Awaitable[object]]] = {
+            "append": lambda: session.upload.append([memoryview(b"x" * 500)], 500),
+            "finish": session.upload.finish,
+            "suspend": session.upload.suspend,
+        }
+        with pytest.raises(AbortedError):
+            self.do(attempts[how]())
+
+    @rule(name=st.sampled_from(NAMES))
+    def upload_status(self, name: UploadName) -> None:
+        status = self.store.blobs.upload_status(name)
+        assert status.complete == self.model.has(name.digest)
+        self.use(name.digest)
+        known = self.model.uploads.get(name, ModelUpload())
+        if status.complete:
+            assert status.committed_bytes == name.digest.size_bytes
+        elif not (status.committed_bytes == 0 and self.may_have_expired(known.updated_at)):
+            assert known.low_bytes <= status.committed_bytes <= known.high_bytes
+
+    # ---- the world
+
+    @rule(seconds=st.sampled_from([1, 100, STEP_SECONDS, 10 * STEP_SECONDS, -700, UPLOAD_MAX_AGE_SECONDS + 200]))
+    def jump(self, seconds: int) -> None:
+        self.store.now += seconds
+        self.latest = max(self.latest, self.store.now)
+
+    @rule()
+    def restart(self) -> None:
+        self.do(self.store.reopen())
+        self.evicted_before = 0
+        for session in list(self.model.sessions.values()):
+            self.model.lost.append(session)
+        self.model.sessions.clear()
+
+    # ---- what always holds
+
+    @invariant()
+    def the_store_is_what_the_model_says(self) -> None:
+        assert self.store.storage.environment.read_totals().kept_bytes <= LIMIT_BYTES, "not even for a moment"
+        count = self.do(self.store.recount())
+        counters = self.store.blobs.status().counters
+        evicted = counters["evicted_blobs"] + counters["evicted_action_results"]
+        gone = self.model.learn(count.blobs, count.action_results, self.step)
+        # Of one batch, a blob may be evicted for the first and put again by the last.
+        assert gone <= evicted - self.evicted_before
+        self.evicted_before = evicted
+        assert counters["damaged_blobs"] == counters["damaged_action_results"] == counters["failed_commits"] == 0
+
+    @override
+    def teardown(self) -> None:
+        try:
+            if self.store.path.exists():
+                self.do(self.store.close())
+        finally:
+            self.runner.close()
+            self.folder.cleanup()
+            self.patch.undo()
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

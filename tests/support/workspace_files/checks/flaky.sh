@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "marked flaky, passes at once"

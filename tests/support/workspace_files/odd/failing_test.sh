@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "this line explains the failure"
+exit 1

@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "this line was printed before the timeout"
+exec sleep 300
