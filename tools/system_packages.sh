@@ -35,6 +35,8 @@ if [ "$purpose" = test ]; then
     command -v bazel > /dev/null || need bazel-bootstrap
     command -v g++ > /dev/null || need g++
     command -v setpriv > /dev/null || need util-linux
+    command -v curl > /dev/null || need curl
+    command -v h2load > /dev/null || need nghttp2-client
 fi
 [ -n "$missing" ] || exit 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.bazel import Bazel
 from tests.support.cluster import Cluster
+from tests.support.probe import Probe, processes_with
 from tests.support.waiting import eventually
 from tests.support.workspace import Workspace
 
@@ -19,17 +20,6 @@ MARK = "87123.25"
 def probe(bazel: Bazel, cluster: Cluster, workspace: Workspace) -> Probe:
     workspace.write_probe(port=cluster.cas_port, worker_data=cluster.worker_data(0), mark=MARK)
     return Probe(bazel)
-
-
-class Probe:
-    """Runs one of the probing actions and gives what it reported."""
-
-    def __init__(self, bazel: Bazel) -> None:
-        self._bazel = bazel
-
-    def run(self, name: str) -> list[str]:
-        assert self._bazel.build(f"//odd:{name}").spawns.get("remote", 1) == 1
-        return self._bazel.output_file(f"odd/{name}.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("change", ["rewrite_input", "replace_input", "chmod_input"])
@@ -62,16 +52,4 @@ def test_an_action_writes_nothing_outside(probe: Probe) -> None:
 
 def test_an_action_leaves_no_process(probe: Probe) -> None:
     assert probe.run("daemon") == ["started"]
-    eventually(lambda: not _processes_with(MARK), "no process of the action is left")
-
-
-def _processes_with(argument: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # ended while we looked
-            continue
-        if argument.encode() in arguments:
-            found.append(int(folder.name))
-    return found
+    eventually(lambda: not processes_with(MARK), "no process of the action is left")

@@ -15,12 +15,15 @@ from tests.support.workspace import make_workspace
 # Far enough into a build to have results, far enough from its end to have work left.
 ACTIONS_BEFORE_THE_BLOW = 8
 
+# By default Bazel gives up after five tries within three seconds, in which a service on a busy machine may not be back.
+PATIENCE = "--remote_retries=10"
+
 
 @pytest.fixture
 def fresh_bazel(tmp_path: Path, cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Bazel]:
     """Give a client whose workspace has no action in common with what was built before."""
     workspace = make_workspace(tmp_path / "workspace", salt=request.node.name)
-    bazel = Bazel(workspace.root, tmp_path / "bazel", cluster.bazel_flags)
+    bazel = Bazel(workspace.root, tmp_path / "bazel", (*cluster.bazel_flags, PATIENCE))
     yield bazel
     bazel.remove()
 

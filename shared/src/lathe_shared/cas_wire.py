@@ -174,7 +174,7 @@ def _function(value: int, hashes: Iterable[str], offered: Collection[DigestFunct
     first = next(iter(hashes), None)
     if first is None and not value:
         return next(iter(offered))
-    return select_function(value, len(first or ""), offered)
+    return select_function(value, len(first or ""), offered, "blob_digests[0]")
 
 
 class BatchUpdateItem(NamedTuple):
@@ -385,7 +385,8 @@ def read_get_tree(data: bytes, offered: Collection[DigestFunction] = ALL_FUNCTIO
 
 def _checked_digest(digest: bytes, function_value: int, offered: Collection[DigestFunction], field: str) -> Digest:
     hash_, size_bytes = read_digest(digest)
-    return Digest.parse(hash_, size_bytes, select_function(function_value, len(hash_), offered), field)
+    function = select_function(function_value, len(hash_), offered, field)
+    return Digest.parse(hash_, size_bytes, function, field)
 
 
 class ReadRequest(NamedTuple):

@@ -100,6 +100,9 @@ class ServiceSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="what is logged; debug has a line for every RPC"
     )
+    grpc_engine: Literal["lathe", "grpclib"] = Field(
+        default="lathe", description="what speaks HTTP/2: our own engine, or the slower one that comes with grpclib"
+    )
     # Docker kills 10 s after it asked a container to stop.
     drain_seconds: float = Field(
         default=8.0, ge=0, description="how long a stop (SIGTERM, SIGINT) waits for what is under way"

@@ -166,7 +166,9 @@ EMPTY_DIGEST = Digest(EMPTY_HASHES[DigestFunction.SHA256], 0)
 """The SHA-256 digest of the empty blob."""
 
 
-def select_function(value: int, hash_length: int, offered: Collection[DigestFunction]) -> DigestFunction:
+def select_function(
+    value: int, hash_length: int, offered: Collection[DigestFunction], field: str = "digest"
+) -> DigestFunction:
     """Tell which digest function a request means.
 
     Clients older than the ``digest_function`` field leave it at zero; the length of the hash then tells, as the
@@ -176,6 +178,7 @@ def select_function(value: int, hash_length: int, offered: Collection[DigestFunc
         value: The request's ``digest_function``, an enum value as it came from the wire.
         hash_length: Length of a hash in the request, in hexadecimal digits; used only if ``value`` is zero.
         offered: The functions that this service offers.
+        field: Path of the digest with that hash in the request, for the error.
 
     Raises:
         InvalidArgumentError: The function is unknown or not offered, or no offered one has such hashes.
@@ -191,7 +194,7 @@ def select_function(value: int, hash_length: int, offered: Collection[DigestFunc
         if _HASH_LENGTHS[function] == hash_length:
             return function
     raise InvalidArgumentError(
-        "digest.hash", f"a hash of {hash_length} hexadecimal digits belongs to none of {_names(offered)}"
+        f"{field}.hash", f"a hash of {hash_length} hexadecimal digits belongs to none of {_names(offered)}"
     )
 
 

@@ -1,7 +1,7 @@
 """grpclib's HTTP/2 protocol with what it lacks: bounds, reasons, and GOAWAY that lets running RPCs finish.
 
 A received message is bounded before its bytes are collected; a stream knows why it ended; frames of unknown types are
-ignored. Used by ``grpc_transport`` only, and nothing else knows grpclib's inside.
+ignored. Used by ``grpclib_transport`` only, and nothing else knows grpclib's inside.
 
 Spec: RFC 9113.
 """

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import structlog
 import uvloop
 
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheServer
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcServer
 from lathe_shared.health import HealthServicer, ServingStatus
 from lathe_shared.http_port import HttpPort, StatusFunction
 from lathe_shared.log_config import configure_logging
@@ -64,7 +64,7 @@ class _GrpcPort:
     name: str
     host: str
     port: int
-    server: LatheServer
+    server: GrpcServer
     long_lived: frozenset[str]
     ssl: ssl.SSLContext | None
 
@@ -161,7 +161,12 @@ class ServiceRuntime:
         for servicer in served:
             self.health.add(servicer.service_name)
         long_lived = frozenset(path for path, rpc in methods(served).items() if rpc.long_lived)
-        server = make_server(served, self._observer, max_message_bytes=max_message_bytes)
+        server = make_server(
+            served,
+            self._observer,
+            max_message_bytes=max_message_bytes,
+            engine=Engine(self.settings.grpc_engine),
+        )
         self._grpc_ports.append(_GrpcPort(name, host or self.settings.host, port, server, long_lived, ssl))
 
     def add_http_port(

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lathe_shared.http2.ended_by import EndedBy
 from lathe_shared.request_metadata import NO_METADATA, REQUEST_METADATA_KEY, RequestMetadata
 
 if TYPE_CHECKING:
@@ -19,23 +19,9 @@ if TYPE_CHECKING:
 
     from grpclib.metadata import Deadline
 
+__all__ = ["NO_HEADERS", "EndedBy", "RpcContext", "bind_request_metadata", "current_rpc"]
+
 NO_HEADERS: Mapping[str, str | bytes] = MappingProxyType({})
-
-
-class EndedBy(enum.Enum):
-    """Why a handler was cancelled before it was done."""
-
-    CLIENT_CANCEL = "client_cancel"
-    """The client reset the stream: it no longer wants the answer."""
-
-    CONNECTION_LOST = "connection_lost"
-    """The client or the network between went away; the client may well come back for the answer."""
-
-    DEADLINE = "deadline"
-    """The client's deadline passed."""
-
-    SHUTDOWN = "shutdown"
-    """This service is stopping."""
 
 
 @dataclass(slots=True)

@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 import structlog
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.metadata import Deadline
 from h2.exceptions import ProtocolError
 
 from lathe_shared.errors import InternalError, InvalidArgumentError, LatheError, UnavailableError, UnimplementedError
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheServer, RawCodec, reset_if_open
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcServer, make_grpc_server, reset_if_open
 from lathe_shared.message_decoding import decode
 from lathe_shared.rpc_context import EndedBy, RpcContext, current_rpc
 from lathe_shared.rpc_observer import RpcObserver
@@ -45,9 +46,10 @@ if TYPE_CHECKING:
 
     import grpclib.server
 
+    from lathe_shared.http2.server import RequestHead
+
 __all__ = [
     "EndedBy",
-    "RawCodec",
     "Rpc",
     "RpcContext",
     "RpcKind",
@@ -153,31 +155,78 @@ def methods(servicers: Iterable[Servicer]) -> dict[str, Rpc]:
     return {f"/{servicer.service_name}/{name}": rpc for servicer in servicers for name, rpc in servicer.rpcs().items()}
 
 
-class _Handlers:
-    """Handlers that were made already, as grpclib's IServable."""
-
-    def __init__(self, mapping: dict[str, Handler]) -> None:
-        self._mapping = mapping
-
-    def __mapping__(self) -> Mapping[str, Handler]:
-        return self._mapping
-
-
 def make_server(
     servicers: Iterable[Servicer],
     observer: RpcObserver | None = None,
     *,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-) -> LatheServer:
+    engine: Engine | None = None,
+) -> GrpcServer:
     """Make a server for servicers; ``lifecycle`` starts and drains it.
 
     Args:
         servicers: The services of one port.
         observer: Counts the RPCs; without one they are only logged.
         max_message_bytes: Bound on one received message; a larger one is answered RESOURCE_EXHAUSTED.
+        engine: What speaks HTTP/2; the default one if absent.
     """
-    mapping = handlers(servicers, observer or RpcObserver(None))
-    return LatheServer([_Handlers(mapping)], max_message_bytes=max_message_bytes)
+    servicers = list(servicers)
+    observer = observer or RpcObserver(None)
+    inline = {
+        path: _inline_function(path, rpc, observer) for path, rpc in methods(servicers).items() if rpc.is_plain_function
+    }
+    return make_grpc_server(handlers(servicers, observer), inline, max_message_bytes=max_message_bytes, engine=engine)
+
+
+def _inline_function(path: str, rpc: Rpc, observer: RpcObserver) -> Callable[[bytes, RequestHead], Any]:
+    """Return the form of a plain function in which the engine calls it where a request arrives."""
+    func = rpc.func
+
+    def call(request: bytes, head: RequestHead) -> bytes | Awaitable[bytes]:
+        # Equal requests share a head, and so a context, unless there is a deadline in it.
+        context = head.memo
+        if context is None:
+            context = RpcContext(path, head.peer, cast("Mapping[str, str | bytes]", head.metadata))
+            if head.timeout_seconds is None:
+                head.memo = context
+            else:
+                context.deadline = Deadline.from_timeout(head.timeout_seconds)
+        token = current_rpc.set(context)
+        started = time.perf_counter()
+        try:
+            response = func(request, context)
+            if isinstance(response, bytes):
+                observer.finished(path, Status.OK, None, time.perf_counter() - started, context)
+                return response
+        except Exception as error:  # noqa: BLE001 -- nothing must get past the boundary unanswered
+            raise _failed(error, path, observer, started, context) from None
+        finally:
+            current_rpc.reset(token)
+        return _finish_later(response, path, observer, started, context)
+
+    return call
+
+
+async def _finish_later(
+    response: Awaitable[bytes], path: str, observer: RpcObserver, started: float, context: RpcContext
+) -> bytes:
+    """Await what a plain function could not answer at once."""
+    current_rpc.set(context)
+    try:
+        result = await response
+    except asyncio.CancelledError:
+        observer.finished(path, Status.CANCELLED, "cancelled", time.perf_counter() - started, context)
+        raise
+    except Exception as error:  # noqa: BLE001 -- nothing must get past the boundary unanswered
+        raise _failed(error, path, observer, started, context) from None
+    observer.finished(path, Status.OK, None, time.perf_counter() - started, context)
+    return result
+
+
+def _failed(error: Exception, path: str, observer: RpcObserver, started: float, context: RpcContext) -> GRPCError:
+    known = _known(error, path)
+    observer.finished(path, known.status, known.message, time.perf_counter() - started, context)
+    return _grpc_error(known)
 
 
 async def _serve(path: str, rpc: Rpc, observer: RpcObserver, stream: grpclib.server.Stream[bytes, bytes]) -> None:

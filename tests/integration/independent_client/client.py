@@ -15,7 +15,6 @@ CHUNK_BYTES = 64 * 1024
 RPC_SECONDS = 60
 
 _CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # One service knows nothing of the connections of another test.
     ("grpc.use_local_subchannel_pool", 1),
@@ -32,12 +31,16 @@ class IndependentClient:
         api: The generated code.
         cas_address: host:port of the CAS.
         scheduler_address: host:port of the scheduler's client port.
+        max_receive_bytes: Bound on a message that arrives; -1 for none.
     """
 
-    def __init__(self, api: GeneratedApi, cas_address: str, scheduler_address: str) -> None:
+    def __init__(
+        self, api: GeneratedApi, cas_address: str, scheduler_address: str, *, max_receive_bytes: int = -1
+    ) -> None:
+        options = [*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", max_receive_bytes)]
         self.api = api
-        self.cas_channel = grpc.insecure_channel(cas_address, options=_CHANNEL_OPTIONS)
-        self.scheduler_channel = grpc.insecure_channel(scheduler_address, options=_CHANNEL_OPTIONS)
+        self.cas_channel = grpc.insecure_channel(cas_address, options=options)
+        self.scheduler_channel = grpc.insecure_channel(scheduler_address, options=options)
         self.cas: Any = api.reapi_stubs.ContentAddressableStorageStub(self.cas_channel)
         self.bytestream: Any = api.bytestream_stubs.ByteStreamStub(self.cas_channel)
         self.action_cache: Any = api.reapi_stubs.ActionCacheStub(self.cas_channel)

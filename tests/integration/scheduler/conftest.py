@@ -18,7 +18,7 @@ from lathe_shared.clients.rpc_client import BidirectionalCall, RetryPolicy, RpcC
 from lathe_shared.digest import Digest
 from lathe_shared.endpoint import Endpoint
 from lathe_shared.errors import LatheError
-from lathe_shared.grpc_transport import LatheChannel
+from lathe_shared.grpc_transport import GrpcChannel
 from lathe_shared.lifecycle import ServiceRuntime
 from lathe_shared.testing.builders import BlobSet
 from lathe_shared.testing.fake_cas import FakeCas
@@ -76,11 +76,11 @@ class ScriptedWorker:
 class ExecuteCall:
     """An Execute or WaitExecution stream, read as it comes and looked at step by step."""
 
-    def __init__(self, channel: LatheChannel, method: str, request: bytes) -> None:
+    def __init__(self, channel: GrpcChannel, method: str, request: bytes) -> None:
         self._messages: asyncio.Queue[bytes | LatheError | None] = asyncio.Queue()
         self._reader = asyncio.create_task(self._read(channel, method, request))
 
-    async def _read(self, channel: LatheChannel, method: str, request: bytes) -> None:
+    async def _read(self, channel: GrpcChannel, method: str, request: bytes) -> None:
         try:
             async with aclosing(RpcClient(channel, retry=_ONCE).server_stream(method, request)) as stream:
                 async for message in stream:
@@ -139,13 +139,13 @@ class Cluster:
     runner: QueueRunner
     stack: AsyncExitStack
     rpc: RpcClient = field(init=False)
-    channel: LatheChannel = field(init=False)
+    channel: GrpcChannel = field(init=False)
 
     async def open(self) -> None:
         self.channel = await self.new_channel()
         self.rpc = RpcClient(self.channel, retry=_ONCE)
 
-    async def new_channel(self, port: str = "client") -> LatheChannel:
+    async def new_channel(self, port: str = "client") -> GrpcChannel:
         return await self.stack.enter_async_context(connect(Endpoint(LOOPBACK, self.runtime.ports[port])))
 
     def action(self, *arguments: str, store: bool = True, **wishes: object) -> Digest:
@@ -155,7 +155,7 @@ class Cluster:
         return digest
 
     def execute(
-        self, digest: Digest, *, instance_name: str = "main", channel: LatheChannel | None = None, **fields: object
+        self, digest: Digest, *, instance_name: str = "main", channel: GrpcChannel | None = None, **fields: object
     ) -> ExecuteCall:
         request = reapi.ExecuteRequest(
             instance_name=instance_name,
@@ -164,7 +164,7 @@ class Cluster:
         )
         return ExecuteCall(channel or self.channel, _EXECUTION + "Execute", bytes(request))
 
-    def wait_execution(self, name: str, channel: LatheChannel | None = None) -> ExecuteCall:
+    def wait_execution(self, name: str, channel: GrpcChannel | None = None) -> ExecuteCall:
         request = bytes(reapi.WaitExecutionRequest(name=name))
         return ExecuteCall(channel or self.channel, _EXECUTION + "WaitExecution", request)
 
@@ -181,7 +181,7 @@ class Cluster:
         *,
         slots: int = 4,
         held: list[worker_v1.HeldAction] | None = None,
-        channel: LatheChannel | None = None,
+        channel: GrpcChannel | None = None,
         **properties: str,
     ) -> ScriptedWorker:
         """Connect a worker and wait until it is registered."""
@@ -201,7 +201,7 @@ class Cluster:
         assert message.registered.lost_after.total_seconds() == 15
         return worker
 
-    async def worker_call(self, channel: LatheChannel | None = None) -> BidirectionalCall:
+    async def worker_call(self, channel: GrpcChannel | None = None) -> BidirectionalCall:
         rpc = RpcClient(channel or await self.new_channel("worker_api"), retry=_ONCE)
         return await self.stack.enter_async_context(_quietly(rpc))
 

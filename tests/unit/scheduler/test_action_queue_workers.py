@@ -278,6 +278,20 @@ def test_a_draining_worker_finishes_and_takes_nothing_new() -> None:
     assert driver.dispatched() == [("a", "w")]
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_worker_that_drained_and_left_is_not_lost_unless_it_left_work_behind(is_done: bool) -> None:
+    driver = QueueDriver()
+    driver.connect("w")
+    driver.execute("a")
+    driver.handle(events.WorkerDraining("w", driver.connections["w"]))
+    if is_done:
+        driver.finish(driver.started[0])
+    driver.disconnect("w")
+    driver.advance(QueueSettings().worker_reconnect_grace_seconds)
+    assert driver.worker_state("w") is WorkerState.GONE
+    assert bool(driver.of(effects.WorkerLost)) is not is_done
+
+
 def test_an_assignment_that_crossed_with_draining_is_no_attempt() -> None:
     driver = QueueDriver(QueueSettings(max_attempts=1))
     driver.connect("w")

@@ -79,5 +79,7 @@ class TestSelectFunction:
             select_function(value, 64, self.offered)
 
     def test_a_length_that_no_offered_function_has_is_refused(self) -> None:
-        with pytest.raises(InvalidArgumentError, match="32 hexadecimal digits"):
-            select_function(0, 32, self.offered)
+        with pytest.raises(InvalidArgumentError, match="32 hexadecimal digits") as caught:
+            select_function(0, 32, self.offered, "action_digest")
+
+        assert caught.value.field == "action_digest.hash"

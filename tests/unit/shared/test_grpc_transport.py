@@ -16,7 +16,7 @@ from typing_extensions import override
 from lathe_shared.clients.rpc_client import NO_RETRY, RpcClient
 from lathe_shared.endpoint import Endpoint
 from lathe_shared.errors import NotFoundError, ResourceExhaustedError, UnavailableError
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheServer
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, GrpcServer
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, bidirectional, make_server, server_streaming, unary
 from lathe_shared.testing.serving import connect, serving
 
@@ -29,6 +29,8 @@ HEADERS = {
     "te": "trailers",
     "content-type": "application/grpc",
 }
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 class Echo(Servicer):
@@ -222,7 +224,7 @@ async def test_a_protocol_error_ends_one_connection_and_not_the_server() -> None
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[tuple[Echo, LatheServer]]:
+async def running() -> AsyncIterator[tuple[Echo, GrpcServer]]:
     echo = Echo()
     server = make_server([echo])
     await server.start("127.0.0.1", 0)

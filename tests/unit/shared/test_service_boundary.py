@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from typing_extensions import override
 from lathe_protos import reapi
 from lathe_shared.digest import Digest
 from lathe_shared.errors import InvalidArgumentError, MissingInputsError, NotFoundError
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheServer
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcServer
 from lathe_shared.metrics import ServiceMetrics
 from lathe_shared.request_metadata import REQUEST_METADATA_KEY
 from lathe_shared.rpc_observer import RpcObserver
@@ -38,6 +38,8 @@ from lathe_shared.service_boundary import (
 WAIT_SECONDS = 20
 END: Any = vars(grpc.aio)["EOF"]  # its stubs lack it
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 
 class Probe(Servicer):
     """Does what each test asks for, and remembers what it saw."""
@@ -55,6 +57,7 @@ class Probe(Servicer):
         return {
             "Echo": unary(self.echo),
             "EchoLater": unary(self.echo_later),
+            "Either": unary(self.either),
             "Fail": unary(self.fail),
             "Hang": unary(self.hang),
             "HangStream": server_streaming(self.hang_stream),
@@ -73,6 +76,17 @@ class Probe(Servicer):
         await asyncio.sleep(0)
         assert current_rpc.get() is context
         return request
+
+    def either(self, request: bytes, context: RpcContext) -> bytes | Awaitable[bytes]:
+        self.contexts.append(context)
+        return request if request == b"now" else self.later(request, context)
+
+    async def later(self, request: bytes, context: RpcContext) -> bytes:
+        if request == b"hang":
+            return await self.hang(request, context)
+        if request.startswith(b"fail"):
+            raise NotFoundError("not there after all")
+        return await self.echo_later(request, context)
 
     def fail(self, _request: bytes, _context: RpcContext) -> bytes:
         raise self.error
@@ -116,7 +130,7 @@ class Probe(Servicer):
 @asynccontextmanager
 async def probed(
     probe: Probe, observer: RpcObserver | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-) -> AsyncIterator[tuple[LatheServer, Any]]:
+) -> AsyncIterator[tuple[GrpcServer, Any]]:
     server = make_server([probe], observer, max_message_bytes=max_message_bytes)
     await server.start("127.0.0.1", 0)
     limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -276,11 +290,42 @@ async def test_a_message_beyond_the_limit_is_refused_and_the_connection_lives() 
         assert await call(channel, "Echo", b"m" * 1000) == b"m" * 1000
 
 
-async def test_a_compressed_message_is_unimplemented() -> None:
+async def test_a_compressed_message_is_read_or_unimplemented(engine: Engine) -> None:
     async with probed(Probe()) as (_, channel):
+        if engine is Engine.LATHE:
+            assert await call(channel, "Echo", b"m" * 5000, compression=grpc.Compression.Gzip) == b"m" * 5000
+            return
         error = await failure(channel, "Echo", b"m" * 5000, compression=grpc.Compression.Gzip)
 
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_plain_function_may_answer_later() -> None:
+    probe = Probe()
+    metadata = reapi.RequestMetadata(action_id="abc")
+    async with probed(probe) as (_, channel):
+        assert await call(channel, "Either", b"now") == b"now"
+        assert await call(channel, "Either", b"later", metadata=[(REQUEST_METADATA_KEY, bytes(metadata))]) == b"later"
+        error = await failure(channel, "Either", b"fail later")
+
+    assert probe.contexts[1].request_metadata.action_id == "abc"
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_plain_function_that_answers_later_is_cancelled_with_its_call() -> None:
+    probe = Probe()
+    async with probed(probe) as (_, channel), asyncio.timeout(WAIT_SECONDS):
+        pending = channel.unary_unary(path("Either"))(b"hang")
+        await probe.started.wait()
+        pending.cancel()
+        await probe.ended
+
+
+async def test_no_rpc_is_current_when_a_plain_function_has_returned() -> None:
+    async with probed(Probe()) as (_, channel):
+        await call(channel, "Echo", metadata=[(REQUEST_METADATA_KEY, bytes(reapi.RequestMetadata(action_id="abc")))])
+
+        assert current_rpc.get() is None
 
 
 async def test_a_deadline_cancels_the_handler() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -222,3 +223,19 @@ async def test_what_vanished_is_forgotten_and_fetched_again(setup: Setup) -> Non
 
     async with setup.cache.hold("main", [name]):
         assert setup.content(name) == b"data"
+
+
+async def test_who_held_what_was_forgotten_lets_go_of_nobody_elses_file(tmp_path: Path) -> None:
+    setup = Setup(tmp_path / "cache", max_size_bytes=10)
+    name, other = setup.put(b"eight by"), setup.put(b"8 others")
+    async with contextlib.AsyncExitStack() as first:
+        await first.enter_async_context(setup.cache.hold("main", [name]))
+        setup.cache.forget(name)
+        async with setup.cache.hold("main", [name]):
+            await first.aclose()
+            async with setup.cache.hold("main", [other]):
+                assert setup.exist([name, other]) == [True, True]  # both in use, over the limit
+
+    async with setup.cache.hold("main", [other]):
+        pass
+    assert setup.cache.size_bytes <= 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores.lmdb_storage import UPLOAD_MAX_AGE_SECONDS, LmdbOptions
@@ -36,6 +36,34 @@ class CasSettings(ServiceSettings):
     upload_max_age_seconds: int = Field(
         default=UPLOAD_MAX_AGE_SECONDS, ge=60, description="after how long without a byte an unfinished upload is gone"
     )
+
+    tls_port: Port | None = Field(default=None, description="port for the same over TLS; unset: none")
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="certificate for it in PEM form, with its chain; unset: one of a private authority in tls_dir",
+    )
+    tls_key: Path | None = Field(default=None, description="the certificate's private key, without a password")
+    tls_dir: Path | None = Field(
+        default=None,
+        description="where a private authority is made and kept; clients need its ca.crt; unset: tls in data_dir",
+    )
+    tls_names: list[str] = Field(
+        default=[],
+        description="names and addresses for the private authority's certificate, beside localhost and the host's name",
+    )
+    tls_names_file: Path | None = Field(
+        default=None, description="file with more of them, one a line: the name of the machine around a container"
+    )
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> CasSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError(
+                "tls_certificate and tls_key need each other: give both, or neither for a private authority"
+            )
+        if self.tls_certificate is not None and self.tls_port is None:
+            raise ValueError("tls_certificate has no use without tls_port: give the port for TLS, usually 50071")
+        return self
 
     def storage_options(self) -> LmdbOptions:
         """Return what the storage needs to know."""

@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from lathe_cas.config import CasSettings
 
 
-def status_page(settings: CasSettings, status: StoreStatus, counters: CasCounters) -> dict[str, Any]:
-    """Describe the CAS as something that JSON can express."""
+def status_page(
+    settings: CasSettings, status: StoreStatus, counters: CasCounters, *, tls: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Describe the CAS as something that JSON can express.
+
+    Args:
+        settings: What it was told.
+        status: How full the store is.
+        counters: What was done.
+        tls: What the TLS port shows; None where there is none.
+    """
     store = asdict(status)
     counts = store.pop("counters")
     return {
@@ -22,6 +31,7 @@ def status_page(settings: CasSettings, status: StoreStatus, counters: CasCounter
         "version": lathe_cas.__version__,
         "instance_names": settings.instance_names or "any",
         "data_dir": str(settings.data_dir),
+        "tls": tls,
         "store": store | {"full_percent": round(100 * status.stored_bytes / status.limit_bytes, 1)},
         "limits": {
             "max_size_bytes": settings.max_size_bytes,

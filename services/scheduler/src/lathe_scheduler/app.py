@@ -22,6 +22,7 @@ from lathe_shared.clients.rpc_client import open_channel
 from lathe_shared.clock import SystemClock
 from lathe_shared.config_loading import parse_endpoint
 from lathe_shared.digest import DigestFunction
+from lathe_shared.grpc_transport import Engine
 from lathe_shared.instance_name import InstanceNames
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ async def build(runtime: ServiceRuntime) -> None:
 async def build_with(runtime: ServiceRuntime, clock: Clock) -> QueueRunner:
     """Put the scheduler's parts onto a runtime, with a clock of one's own."""
     settings = cast("SchedulerSettings", runtime.settings)
-    channel = open_channel(parse_endpoint(settings.cas_endpoint, CAS_PORT))
+    channel = open_channel(parse_endpoint(settings.cas_endpoint, CAS_PORT), engine=Engine(settings.grpc_engine))
     runtime.on_close(channel.close)
     cas = GrpcCas(channel, clock)
     trees = InputTrees(

@@ -165,7 +165,9 @@ class WorkerTransitions:
         worker.state = WorkerState.GONE
         worker.connection_id = 0
         worker.left_at = now
-        state.add_effect(WorkerLost(worker.id, reason, len(worker.leases)))
+        if worker.leases or not worker.draining:
+            # A worker that drained and left empty-handed is what an operator wanted.
+            state.add_effect(WorkerLost(worker.id, reason, len(worker.leases)))
         state.matchmaker.stop_serving(worker, now)
         self._lose_leases(worker, list(worker.leases.values()), reason, now)
         state.timers.set(now + state.settings.worker_memory_seconds, TimerKind.WORKER_FORGOTTEN, (worker.id, now))

@@ -17,12 +17,13 @@ from lathe_shared.clients.cas_client import CasClient
 from lathe_shared.clients.rpc_client import RpcClient, open_channel
 from lathe_shared.clock import SystemClock
 from lathe_shared.config_loading import parse_endpoint
+from lathe_shared.grpc_transport import Engine
 from lathe_shared.lifecycle import StartError
 from lathe_worker.action_executor import ActionExecutor, ExecutionParts
 from lathe_worker.cas_blobs import CasBlobs
 from lathe_worker.child_process import become_subreaper
 from lathe_worker.config import CAS_PORT, WORKER_API_PORT, CommandProperty, WorkerSettings
-from lathe_worker.data_directory import DataDirectory, DataDirectoryError
+from lathe_worker.data_directory import DataDirectory, DataDirectoryError, take_data_directory
 from lathe_worker.directory_loader import DirectoryLoader
 from lathe_worker.file_cache import FileCache
 from lathe_worker.machine import PropertyError, cpu_count, property_values
@@ -47,7 +48,7 @@ async def build(runtime: ServiceRuntime) -> None:
     """Put the worker's parts onto a runtime."""
     settings = cast("WorkerSettings", runtime.settings)
     try:
-        data = DataDirectory(settings.data_dir)
+        data = take_data_directory(settings.data_dir, shared=settings.data_dir_shared)
         runtime.on_close(data.close)
         sandbox = _sandbox(settings, data)
         work = WorkDirectories(data.work, sandbox.action_user)
@@ -57,7 +58,8 @@ async def build(runtime: ServiceRuntime) -> None:
         description = await _description(settings)
     except (DataDirectoryError, SandboxUnavailableError, PropertyError) as error:
         raise StartError(str(error)) from error
-    cas_channel = open_channel(parse_endpoint(settings.cas_endpoint, CAS_PORT))
+    engine = Engine(settings.grpc_engine)
+    cas_channel = open_channel(parse_endpoint(settings.cas_endpoint, CAS_PORT), engine=engine)
     runtime.on_close(cas_channel.close)
     blobs = CasBlobs(CasClient(cas_channel), ActionCacheClient(cas_channel))
     cache = FileCache(data.cache, settings.max_cache_size_bytes, blobs)
@@ -78,7 +80,7 @@ async def build(runtime: ServiceRuntime) -> None:
     )
     metrics = WorkerMetrics(runtime.metrics)
     metrics.watch_cache(cache)
-    scheduler_channel = open_channel(parse_endpoint(settings.scheduler_endpoint, WORKER_API_PORT))
+    scheduler_channel = open_channel(parse_endpoint(settings.scheduler_endpoint, WORKER_API_PORT), engine=engine)
     runtime.on_close(scheduler_channel.close)
     session = WorkerSession(description)
     runner = SessionRunner(
@@ -87,7 +89,7 @@ async def build(runtime: ServiceRuntime) -> None:
     runtime.add_task("session", runner.run())
     runtime.on_drain(runner.drain)
     runtime.add_http_port(
-        lambda: _status(settings, level, description, session, runner, cache),
+        lambda: _status(settings, level, description, session, runner, cache, data),
         is_healthy=lambda: runner.is_registered,
     )
 
@@ -101,7 +103,7 @@ def _sandbox(settings: WorkerSettings, data: DataDirectory) -> Sandbox:
         return PlainProcessSandbox()
     if not become_subreaper():
         _log.warning("no_subreaper", effect="the resource usage of actions is unknown")
-    view = host_view(settings.readable_paths, [data.path])
+    view = host_view(settings.readable_paths, [settings.data_dir])
     if os.geteuid() != 0:
         return BubblewrapSandbox(view, proc=settings.sandbox_proc)
     user = ActionUser(settings.action_uid, settings.action_gid)
@@ -147,12 +149,14 @@ def _status(
     session: WorkerSession,
     runner: SessionRunner,
     cache: FileCache,
+    data: DataDirectory,
 ) -> dict[str, Any]:
     return {
         "service": "worker",
         "version": description.version,
         "worker_id": description.worker_id,
         "name": settings.name,
+        "data_dir": str(data.path),
         "sandbox": level,
         "scheduler": {"endpoint": settings.scheduler_endpoint, "registered": runner.is_registered},
         "draining": session.is_draining,

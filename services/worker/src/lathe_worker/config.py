@@ -45,6 +45,10 @@ class WorkerSettings(ServiceSettings):
     data_dir: Path = Field(
         default=Path("~/.cache/lathe/worker"), description="input cache and running actions; one worker each"
     )
+    data_dir_shared: bool = Field(
+        default=False,
+        description="workers of this machine share data_dir: each takes a numbered directory in it that no other has",
+    )
     worker_name: str = Field(default="", description="name in results and logs; the machine's host name if empty")
     slots: int = Field(default=0, ge=0, description="actions at once; 0 means as many as the machine has processors")
     properties: dict[str, str | list[str] | CommandProperty] = Field(

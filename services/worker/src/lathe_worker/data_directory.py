@@ -14,6 +14,37 @@ class DataDirectoryError(Exception):
     """The directory cannot be used; the message says why."""
 
 
+class DataDirectoryInUseError(DataDirectoryError):
+    """Another worker has the directory."""
+
+
+MAX_SHARING_WORKERS = 1000
+"""Workers that share one directory at most; only a bound on the search."""
+
+
+def take_data_directory(path: Path, *, shared: bool) -> DataDirectory:
+    """Open a worker's data directory, or the first free one of those that workers share.
+
+    A replica that comes back, under whatever name, finds a warm cache again, and what is on disk is bounded by the
+    number of workers that ever ran at once.
+
+    Args:
+        path: The directory, or the one that holds those of all workers, numbered.
+        shared: Whether it is the latter.
+
+    Raises:
+        DataDirectoryError: It cannot be made, or is in use.
+    """
+    if not shared:
+        return DataDirectory(path)
+    for number in range(1, MAX_SHARING_WORKERS + 1):
+        try:
+            return DataDirectory(path / str(number))
+        except DataDirectoryInUseError:
+            continue
+    raise DataDirectoryError(f"data_dir {path} is shared by {MAX_SHARING_WORKERS} workers already")
+
+
 class DataDirectory:
     """``cache`` for inputs and ``work`` for running actions, under one lock.
 
@@ -40,7 +71,7 @@ class DataDirectory:
         except BlockingIOError:
             holder = os.pread(self._lock_fd, 32, 0).decode(errors="replace").strip()
             os.close(self._lock_fd)
-            raise DataDirectoryError(
+            raise DataDirectoryInUseError(
                 f"data_dir {path} is in use by another worker (process {holder}); give each worker one of its own"
             ) from None
         os.truncate(self._lock_fd, 0)

@@ -42,10 +42,19 @@ CONCURRENT_DOWNLOADS = 8
 """Batches and streams under way at once: enough to hide round trips, too few to starve other actions."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
+    """One file. Those who hold it hold this object: a file that comes after it under the same name is another one.
+
+    Attributes:
+        size_bytes: Its size.
+        holders: How many hold it.
+        known: Whether it is in the index; not so any more if it was forgotten while somebody held it.
+    """
+
     size_bytes: int
     holders: int
+    known: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -56,13 +65,13 @@ class _Download:
         name: Its name in the cache.
         done: Gets None or the error, as a value: nobody may be left to fetch an exception.
         holders: How many wait for it and will hold it.
-        stored: Whether it has become an entry, held by all of them.
+        entry: What it has become, held by all of them.
     """
 
     name: str
     done: asyncio.Future[Exception | None]
     holders: int = 0
-    stored: bool = False
+    entry: _Entry | None = None
 
 
 @dataclass(slots=True)
@@ -133,6 +142,7 @@ class FileCache:
         with self._lock:
             entry = self._entries.pop(name, None)
             if entry is not None:
+                entry.known = False
                 self.size_bytes -= entry.size_bytes
                 self._held_bytes -= entry.size_bytes if entry.holders else 0
                 self._unlink(name)
@@ -166,17 +176,18 @@ class FileCache:
         finally:
             self._release(held, awaited)
 
-    def _hold_present(self, instance_name: str, names: Collection[str]) -> tuple[list[str], list[_Download]]:
+    def _hold_present(self, instance_name: str, names: Collection[str]) -> tuple[list[_Entry], list[_Download]]:
         """Hold what is there; join or begin downloads of the rest."""
-        held: list[str] = []
+        held: list[_Entry] = []
         awaited: list[_Download] = []
         begun: list[_Download] = []
         loop = asyncio.get_running_loop()
         with self._lock:
             for name in names:
-                if name in self._entries:
-                    self._add_holder(name)
-                    held.append(name)
+                entry = self._entries.get(name)
+                if entry is not None:
+                    self._add_holder(name, entry)
+                    held.append(entry)
                     continue
                 download = self._downloads.get(name)
                 if download is None:
@@ -191,27 +202,23 @@ class FileCache:
             task.add_done_callback(self._tasks.discard)
         return held, awaited
 
-    def _add_holder(self, name: str) -> None:
-        entry = self._entries[name]
+    def _add_holder(self, name: str, entry: _Entry) -> None:
         if entry.holders == 0:
             self._held_bytes += entry.size_bytes
         entry.holders += 1
         self._entries.move_to_end(name)
 
-    def _release(self, held: Iterable[str], awaited: Iterable[_Download]) -> None:
+    def _release(self, held: Iterable[_Entry], awaited: Iterable[_Download]) -> None:
         with self._lock:
             stored = []
             for download in awaited:
-                if download.stored:
-                    stored.append(download.name)
+                if download.entry is not None:
+                    stored.append(download.entry)
                 else:
                     download.holders -= 1
-            for name in (*held, *stored):
-                entry = self._entries.get(name)
-                if entry is None:  # forgotten meanwhile
-                    continue
+            for entry in (*held, *stored):
                 entry.holders -= 1
-                if entry.holders == 0:
+                if entry.holders == 0 and entry.known:
                     self._held_bytes -= entry.size_bytes
             self._evict()
 
@@ -225,13 +232,13 @@ class FileCache:
                 else:
                     outcome = await self._fetch_large(instance_name, group)
         except (LatheError, OSError) as error:
-            outcome = {download.name: error for download in group if not download.stored}
+            outcome = {download.name: error for download in group if download.entry is None}
         finally:
             with self._lock:
                 for download in group:
                     self._downloads.pop(download.name, None)
             for download in group:
-                unfinished = None if download.stored else ConnectionError("the download was broken off")
+                unfinished = None if download.entry is not None else ConnectionError("the download was broken off")
                 download.done.set_result(outcome.get(download.name, unfinished))
 
     async def _fetch_small(self, instance_name: str, group: Sequence[_Download]) -> dict[str, Exception]:
@@ -279,8 +286,7 @@ class FileCache:
     def _add(self, download: _Download, size_bytes: int) -> None:
         """Make a written file known, held by all who wait for it."""
         with self._lock:
-            download.stored = True
-            self._entries[download.name] = _Entry(size_bytes, download.holders)
+            download.entry = self._entries[download.name] = _Entry(size_bytes, download.holders)
             self.size_bytes += size_bytes
             self._held_bytes += size_bytes if download.holders else 0
             self.counters.downloads += 1

@@ -29,15 +29,18 @@ class WorkerMetrics:
         )
         self._cache_files = metrics.gauge("cache_files", "Files in the input cache")
         self._cache_bytes = metrics.gauge("cache_bytes", "Size of the input cache in bytes")
-        self._cache_hits = metrics.gauge("cache_hits", "Inputs found in the cache since start")
-        self._cache_downloads = metrics.gauge("cache_downloads", "Inputs downloaded since start")
+        self._metrics = metrics
 
     def watch_cache(self, cache: FileCache) -> None:
         """Have the cache's numbers read whenever metrics are."""
         self._cache_files.set_function(lambda: len(cache))
         self._cache_bytes.set_function(lambda: cache.size_bytes)
-        self._cache_hits.set_function(lambda: cache.counters.hits)
-        self._cache_downloads.set_function(lambda: cache.counters.downloads)
+        counters = cache.counters
+        watch = self._metrics.watched_counter
+        watch("cache_hits", "Inputs found in the cache", lambda: counters.hits)
+        watch("cache_downloads", "Inputs downloaded", lambda: counters.downloads)
+        watch("cache_downloaded_bytes", "Bytes of inputs downloaded", lambda: counters.downloaded_bytes)
+        watch("cache_evictions", "Inputs that went because of the size limit", lambda: counters.evictions)
 
     def started(self) -> None:
         """Count an action that begins."""

@@ -16,7 +16,7 @@ from lathe_shared.wire import message_field, string_field, varint_field
 if TYPE_CHECKING:
     from lathe_shared.clock import Clock
     from lathe_shared.digest import Digest
-    from lathe_shared.grpc_transport import LatheChannel
+    from lathe_shared.grpc_transport import GrpcChannel
 
 GET_ACTION_RESULT = "/build.bazel.remote.execution.v2.ActionCache/GetActionResult"
 UPDATE_ACTION_RESULT = "/build.bazel.remote.execution.v2.ActionCache/UpdateActionResult"
@@ -32,7 +32,7 @@ class ActionCacheClient:
         clock: What pauses between tries are measured by.
     """
 
-    def __init__(self, channel: LatheChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, channel: GrpcChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
         self._rpc = RpcClient(channel, "the action cache", retry=retry, clock=clock)
 
     async def get(self, instance_name: str, action_digest: Digest) -> bytes | None:

@@ -34,7 +34,7 @@ from lathe_shared.wire import message_field, scan, string_field, text, varint_fi
 
 if TYPE_CHECKING:
     from lathe_shared.clock import Clock
-    from lathe_shared.grpc_transport import LatheChannel
+    from lathe_shared.grpc_transport import GrpcChannel
 
 _SERVICE = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
 
@@ -63,7 +63,7 @@ class CasClient:
         clock: What pauses between tries are measured by.
     """
 
-    def __init__(self, channel: LatheChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
+    def __init__(self, channel: GrpcChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
         self._rpc = RpcClient(channel, "the CAS", retry=retry, clock=clock)
         self._byte_stream = ByteStreamClient(self._rpc)
         self._transfers = asyncio.Semaphore(CONCURRENT_TRANSFERS)

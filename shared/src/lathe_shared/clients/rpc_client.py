@@ -22,7 +22,7 @@ from h2.exceptions import ProtocolError
 from lathe_shared.clock import Clock, SystemClock
 from lathe_shared.endpoint import Endpoint
 from lathe_shared.errors import DeadlineExceededError, InternalError, UnavailableError
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheChannel
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcChannel, make_channel
 from lathe_shared.request_metadata import REQUEST_METADATA_KEY
 from lathe_shared.rpc_context import current_rpc
 from lathe_shared.status_details import error_from
@@ -39,16 +39,21 @@ UNARY_SECONDS = 60.0
 
 
 def open_channel(
-    endpoint: Endpoint, *, ssl: ssl.SSLContext | None = None, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES
-) -> LatheChannel:
+    endpoint: Endpoint,
+    *,
+    ssl: ssl.SSLContext | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    engine: Engine | None = None,
+) -> GrpcChannel:
     """Make the channel to a peer. It connects when first used; close it when done.
 
     Args:
         endpoint: Where the peer listens.
         ssl: What TLS needs; None for a plain connection.
         max_message_bytes: Bound on one received message.
+        engine: What speaks HTTP/2; the default one if absent.
     """
-    return LatheChannel(endpoint.host, endpoint.port, ssl=ssl, max_message_bytes=max_message_bytes)
+    return make_channel(endpoint.host, endpoint.port, ssl=ssl, max_message_bytes=max_message_bytes, engine=engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ class RpcClient:
 
     def __init__(
         self,
-        channel: LatheChannel,
+        channel: GrpcChannel,
         peer: str = "the peer",
         *,
         retry: RetryPolicy | None = None,

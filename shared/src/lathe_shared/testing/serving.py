@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lathe_shared.clients.rpc_client import open_channel
 from lathe_shared.endpoint import Endpoint
-from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, LatheChannel
+from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, GrpcChannel
 from lathe_shared.service_boundary import make_server
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def serve(
 
 
 @asynccontextmanager
-async def connect(endpoint: Endpoint) -> AsyncIterator[LatheChannel]:
+async def connect(endpoint: Endpoint) -> AsyncIterator[GrpcChannel]:
     """Give a channel to an address, closed when the context ends."""
     channel = open_channel(endpoint)
     try:
@@ -55,7 +55,7 @@ async def connect(endpoint: Endpoint) -> AsyncIterator[LatheChannel]:
 
 
 @asynccontextmanager
-async def serving(servicers: Iterable[Servicer]) -> AsyncIterator[LatheChannel]:
+async def serving(servicers: Iterable[Servicer]) -> AsyncIterator[GrpcChannel]:
     """Serve on a loopback port while the context lasts, and give a channel to it."""
     async with serve(servicers) as endpoint, connect(endpoint) as channel:
         yield channel

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from lathe_cas.batch_responses import batch_read_response, batch_update_response
 from lathe_cas.tree_walk import TreeWalk
 from lathe_shared import cas_wire
 from lathe_shared.digest import Digest, DigestFunction, select_function
-from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheError, ResourceExhaustedError
+from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheError
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, server_streaming, unary
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 IDENTITY = 0
 """Compressor.Value of bytes as they are."""
-
-MAX_RESPONSE_BYTES = 4 << 20
-"""What clients accept as one message unless they were told otherwise. Spec: gRPC's default of every library."""
 
 
 class ContentAddressableStorageServicer(Servicer):
@@ -95,10 +93,7 @@ class ContentAddressableStorageServicer(Servicer):
         for place, outcome in zip(places, await self._store.put_many(blobs), strict=True):
             outcomes[place] = outcome
         self._counters.received_bytes += total_bytes
-        return b"".join(
-            cas_wire.batch_update_response_item(item.digest_wire, _status(outcome))
-            for item, outcome in zip(request.items, outcomes, strict=True)
-        )
+        return batch_update_response([item.digest_wire for item in request.items], outcomes)
 
     async def _batch_read_blobs(self, data: bytes, _context: RpcContext) -> bytes:
         request = cas_wire.read_batch_read(data)
@@ -118,24 +113,7 @@ class ContentAddressableStorageServicer(Servicer):
         for place, digest, blob in zip(places, digests, blobs, strict=True):
             outcomes[place] = BlobNotFoundError(digest) if blob is None else blob
             self._counters.sent_bytes += len(blob or b"")
-        return self._batch_read_response(request, outcomes)
-
-    @staticmethod
-    def _batch_read_response(request: cas_wire.BatchReadRequest, outcomes: list[bytes | LatheError]) -> bytes:
-        """Write the response; what would make it larger than clients accept is left for another request."""
-        parts = []
-        room_bytes = MAX_RESPONSE_BYTES
-        for (wire, _, _), outcome in zip(request.digests, outcomes, strict=True):
-            if isinstance(outcome, LatheError):
-                part = cas_wire.batch_read_response_item(wire, b"", _status(outcome))
-            else:
-                part = cas_wire.batch_read_response_item(wire, outcome, b"")
-                if len(part) > room_bytes:
-                    full = ResourceExhaustedError(f"the response has reached {MAX_RESPONSE_BYTES} bytes; ask again")
-                    part = cas_wire.batch_read_response_item(wire, b"", _status(full))
-            parts.append(part)
-            room_bytes -= len(part)
-        return b"".join(parts)
+        return batch_read_response([wire for wire, _, _ in request.digests], outcomes)
 
     async def _get_tree(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
         request = cas_wire.read_get_tree(data, self._functions)
@@ -152,8 +130,3 @@ class ContentAddressableStorageServicer(Servicer):
             raise InvalidArgumentError(
                 field, f"{total_bytes} bytes of blobs; a batch holds at most {self._max_batch_bytes}, as advertised"
             )
-
-
-def _status(outcome: LatheError | None) -> bytes:
-    """Write the google.rpc.Status of one blob; nothing for OK."""
-    return b"" if outcome is None else cas_wire.rpc_status(outcome.status.value, outcome.message)

@@ -77,7 +77,7 @@ class LmdbBlobStore(BlobStore):
 
     @override
     async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
-        if sum(len(data) for _, data in blobs) <= INLINE_BYTES:
+        if _is_quick([len(data) for _, data in blobs]):
             prepared = [_prepare(digest, data) for digest, data in blobs]
         else:
             prepared = await self._loop.run_in_executor(
@@ -92,7 +92,7 @@ class LmdbBlobStore(BlobStore):
 
     @override
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
-        if sum(digest.size_bytes for digest in digests) <= INLINE_BYTES:
+        if _is_quick([digest.size_bytes for digest in digests]):
             return [self._read_whole(digest) for digest in digests]
         return await self._loop.run_in_executor(
             self._storage.executor, lambda: [self._read_whole(digest) for digest in digests]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lathe_shared.clock import Clock
     from lathe_shared.digest import Digest
-    from lathe_shared.grpc_transport import LatheChannel
+    from lathe_shared.grpc_transport import GrpcChannel
 
 
 class GrpcCas(Cas):
@@ -29,7 +29,7 @@ class GrpcCas(Cas):
         clock: What pauses are measured by.
     """
 
-    def __init__(self, channel: LatheChannel, clock: Clock) -> None:
+    def __init__(self, channel: GrpcChannel, clock: Clock) -> None:
         self._blobs = CasClient(channel, clock=clock)
         self._results = ActionCacheClient(channel, clock=clock)
         self._rpc = RpcClient(channel, "the CAS", clock=clock)

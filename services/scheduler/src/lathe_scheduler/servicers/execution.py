@@ -46,8 +46,9 @@ class ExecutionServicer(Servicer):
     async def _execute(self, request: bytes, context: RpcContext) -> AsyncGenerator[bytes, None]:
         message = read_execute_request(request)
         instance_name = self._instance_names.check(message.instance_name)
-        function = select_function(message.digest_function, len(message.action_digest[0]), self._functions)
-        digest = Digest.parse(*message.action_digest, function, "action_digest")
+        hash_, size_bytes = message.action_digest
+        function = select_function(message.digest_function, len(hash_), self._functions, "action_digest")
+        digest = Digest.parse(hash_, size_bytes, function, "action_digest")
         name = operation_name(instance_name)
         self._runner.submit(
             ExecuteRequested(

@@ -79,10 +79,10 @@ class OperationsServicer(Servicer):
                 continue
             if not operation.name.startswith(message.name) or (stage and stage_name(operation) != stage):
                 continue
-            if len(parts) == limit or size > MAX_PAGE_BYTES:
+            item = message_field(1, operation_message(operation))
+            if len(parts) == limit or (parts and size + len(item) > MAX_PAGE_BYTES):
                 parts.append(string_field(2, last))
                 break
-            item = message_field(1, operation_message(operation))
             parts.append(item)
             size += len(item)
             last = operation.name
