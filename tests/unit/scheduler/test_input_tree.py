@@ -120,6 +120,17 @@ async def test_nothing_is_believed_after_forgetting() -> None:
     assert await fixture.missing() == gone
 
 
+async def test_what_was_found_before_forgetting_is_not_believed_after_it() -> None:
+    fixture = Fixture()
+    under_way = asyncio.create_task(fixture.missing())
+    while not fixture.cas.asked:  # noqa: ASYNC110 -- it has no event, and needs a few turns of the loop only
+        await asyncio.sleep(0)
+    gone = fixture.without(b"b")
+    fixture.trees.forget()
+    assert await under_way == set()
+    assert await fixture.missing() == gone
+
+
 async def test_checks_at_the_same_time_share_their_questions() -> None:
     fixture = Fixture()
     results = await asyncio.gather(*(fixture.missing() for _ in range(50)))

@@ -73,6 +73,7 @@ class InputTrees:
         self._directories = DirectoryReader(self.read, max_directory_entries)
         self._present: ExpiringMemo[tuple[str, Digest]] = ExpiringMemo(max_present)
         self._complete: ExpiringMemo[tuple[str, Digest]] = ExpiringMemo(max_present)
+        self._times_forgotten = 0
 
     async def read(self, instance_name: str, digests: Collection[Digest]) -> dict[Digest, bytes]:
         """Read small blobs, together with what others read at this moment; those not stored are left out."""
@@ -94,6 +95,7 @@ class InputTrees:
             UnavailableError: The storage is away.
         """
         now = self._clock.monotonic()
+        times_forgotten = self._times_forgotten
         walked, wanted, missing, believed_until = await self._walk(instance_name, root, now)
         unknown = []
         for digest in wanted:
@@ -105,17 +107,22 @@ class InputTrees:
         if unknown:
             present = await self._finder.get(unknown)
             missing.update(key[1] for key in unknown if not present[key])
-            for key in unknown:
-                if present[key]:
-                    self._present.add(key, now + self._presence_seconds)
-        if not missing:
+            if times_forgotten == self._times_forgotten:
+                for key in unknown:
+                    if present[key]:
+                        self._present.add(key, now + self._presence_seconds)
+        if not missing and times_forgotten == self._times_forgotten:
             # No longer than the weakest thing that this belief rests on.
             for digest in walked:
                 self._complete.add((instance_name, digest), believed_until)
         return missing
 
     def forget(self) -> None:
-        """Believe nothing any more: a worker did not find what was there a moment ago."""
+        """Believe nothing any more: a worker did not find what was there a moment ago.
+
+        Nor what checks under way have found so far, which may be older than that.
+        """
+        self._times_forgotten += 1
         self._present.clear()
         self._complete.clear()
 
