@@ -81,7 +81,7 @@ def test_bazel_builds_and_tests_while_workers_come_and_go(first_build: BazelResu
 
 def test_actions_are_contained_under_that_proc_too(stack: ComposeStack, bazel: Bazel, own_workspace: Workspace) -> None:
     own_workspace.write_probe(port=WORKER_HTTP_PORT, worker_data=Path(WORKER_DATA), mark=MARK)
-    check_containment(stack, bazel, Probe(bazel))
+    check_containment(stack, bazel, Probe(bazel), own_proc=True)
     eventually(lambda: not processes_with(MARK), "no process of an action is left")
 
 

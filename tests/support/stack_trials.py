@@ -38,8 +38,15 @@ def check_hardening(stack: ComposeStack) -> None:
     assert "->50061/tcp" not in published, "the workers' port is not for others"
 
 
-def check_containment(stack: ComposeStack, bazel: Bazel, probe: Probe) -> None:
-    """Have actions try what they must not be able to do; the workspace's probe must name the worker's port and data."""
+def check_containment(stack: ComposeStack, bazel: Bazel, probe: Probe, *, own_proc: bool) -> None:
+    """Have actions try what they must not be able to do.
+
+    Args:
+        stack: Where they run.
+        bazel: The client.
+        probe: In a workspace whose script names the worker's port and data.
+        own_proc: Whether actions have a /proc of their own.
+    """
     worker = stack.containers("lathe_worker")[0]
     before = probe.run("look_at_input")
     assert before[0] == "the input as it was"
@@ -54,6 +61,13 @@ def check_containment(stack: ComposeStack, bazel: Bazel, probe: Probe) -> None:
 
     assert stack.execute(worker, "sh", "-c", f"find {WORKER_DATA} -type f | head -n 1"), "there is something to read"
     assert probe.run("read_worker") == ["list: refused", "write: refused", "files: 0"]
+
+    outside = stack.execute(worker, "sh", "-c", f"ls -d /proc/[0-9]*/root{WORKER_DATA} | wc -l")
+    assert int(outside) > 1, "/proc leads there for those who are not contained"
+    inside = probe.run("look_into_processes")
+    assert inside[:2] == ["worker files: 0", "environments: 0"]
+    assert own_proc or inside[2] == "write to pid 1: refused", "in a /proc of its own that is the action's"
+    assert inside[3] == "self: /usr/bin/readlink", "what dynamic linking by $ORIGIN needs"
 
     assert probe.run("write_outside")[:2] == ["write to /usr: refused", "write to /etc: refused"]
     assert "lathe_probe" not in stack.execute(worker, "ls", "/tmp")

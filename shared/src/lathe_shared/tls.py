@@ -116,9 +116,7 @@ class ServerTls:
         try:
             self._refresh()
         except ssl.SSLError as error:
-            raise TlsError(
-                f"the certificate or its key cannot be used: {(error.reason or str(error)).lower()}"
-            ) from None
+            raise TlsError(f"the certificate or its key cannot be used: {_reason(error)}") from None
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise TlsError(f"{error.filename or 'the certificate or its key'} cannot be used: {reason}") from None
@@ -175,6 +173,11 @@ def _new_context() -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["h2"])
     return context
+
+
+def _reason(error: ssl.SSLError) -> str:
+    """Turn OpenSSL's KEY_VALUES_MISMATCH and the like into words."""
+    return (error.reason or str(error)).lower().replace("_", " ")
 
 
 def _no_password() -> str:

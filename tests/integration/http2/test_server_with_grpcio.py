@@ -233,6 +233,30 @@ async def test_a_deadline_cancels_the_handler() -> None:
         assert await probe.ended in {EndedBy.DEADLINE, EndedBy.CLIENT_CANCEL}
 
 
+@pytest.mark.parametrize("reaction", ["swallow", "raise", "answer"])
+async def test_a_handler_that_bends_its_cancellation_ends_with_the_deadline_all_the_same(
+    reaction: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe = Probe()
+
+    async def bend(call: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if reaction == "raise":
+                raise TimeoutError from None
+            if reaction == "answer":
+                await call.send_message(b"late")
+
+    vars(probe)["hang"] = bend
+    async with probed(probe) as (server, channel):
+        error = await failure(channel, "Hang", timeout=0.1)
+        await server.wait_idle()
+
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "Application error" not in caplog.text
+
+
 async def test_a_cancelled_call_cancels_its_handler() -> None:
     probe = Probe()
     async with probed(probe) as (server, channel):

@@ -3,7 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import grpc
 from tests.integration.independent_client.client import INSTANCE, IndependentClient
+
+# Longer than any test waits: such an action ends by being killed, or its test fails.
+ENDLESS = "echo begun; sleep 1000; echo ended"
 
 InputTree = Mapping[str, "bytes | InputTree"]
 """Contents of files by their names, and below the names of directories trees."""
@@ -78,6 +82,16 @@ class Actions:
         response = self.execute(self.store(*arguments, **fields))
         assert response.status.code == 0, response
         return response.result
+
+    def cached(self, action_digest: Any) -> Any:
+        """Look an action up in the action cache; None if it is not there."""
+        request = self._client.api.reapi.GetActionResultRequest(instance_name=INSTANCE, action_digest=action_digest)
+        try:
+            return self._client.action_cache.GetActionResult(request)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
+            return None
 
     def response(self, operation: Any) -> Any:
         """Unpack what a done operation ended with."""

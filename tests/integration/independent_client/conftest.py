@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.independent_client.actions import Actions
 from tests.integration.independent_client.client import IndependentClient
 from tests.integration.independent_client.generated_api import GeneratedApi, generate_api
 from tests.support.cluster import Cluster
@@ -52,6 +53,12 @@ def unique_bytes(request: pytest.FixtureRequest) -> UniqueBytes:
         return (pattern * (size // len(pattern) + 1))[:size]
 
     return make
+
+
+@pytest.fixture
+def actions(client: IndependentClient, unique_bytes: UniqueBytes) -> Actions:
+    """Make actions that no other test has."""
+    return Actions(client, unique_bytes(200))
 
 
 @pytest.fixture(scope="session")

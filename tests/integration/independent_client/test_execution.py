@@ -4,14 +4,9 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.integration.independent_client.actions import Actions
+from tests.integration.independent_client.actions import ENDLESS, Actions
 from tests.integration.independent_client.client import INSTANCE, IndependentClient
 from tests.integration.independent_client.conftest import UniqueBytes
-from tests.support.cluster import Cluster
-from tests.support.waiting import eventually
-
-# Longer than any test waits: such an action ends by being killed, or its test fails.
-ENDLESS = "echo begun; sleep 1000; echo ended"
 
 # Spec: ExecutedActionMetadata; the order in which they come about.
 TIMESTAMPS = (
@@ -25,22 +20,6 @@ TIMESTAMPS = (
     "output_upload_completed",
     "worker_completed",
 )
-
-
-@pytest.fixture
-def actions(client: IndependentClient, unique_bytes: UniqueBytes) -> Actions:
-    return Actions(client, unique_bytes(200))
-
-
-def cached(client: IndependentClient, action_digest: Any) -> Any:
-    """Look an action up in the action cache; None if it is not there."""
-    request = client.api.reapi.GetActionResultRequest(instance_name=INSTANCE, action_digest=action_digest)
-    try:
-        return client.action_cache.GetActionResult(request)
-    except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.NOT_FOUND:
-            raise
-        return None
 
 
 def blob(client: IndependentClient, digest: Any) -> bytes:
@@ -169,7 +148,7 @@ class TestActionCache:
         second = actions.execute(digest)
 
         assert (first.cached_result, second.cached_result) == (False, True)
-        assert second.result == first.result == cached(client, digest)
+        assert second.result == first.result == actions.cached(digest)
         assert not client.missing(*(file.digest for file in second.result.output_files))
 
     def test_skipping_the_look_up_runs_it_again(self, client: IndependentClient, actions: Actions) -> None:
@@ -181,7 +160,7 @@ class TestActionCache:
         assert not second.cached_result
         assert second.result.stdout_raw != first.result.stdout_raw
         # Spec: ExecuteRequest.skip_cache_lookup; the result is remembered all the same.
-        assert cached(client, digest) == second.result
+        assert actions.cached(digest) == second.result
 
     def test_what_must_not_be_cached_is_not(self, client: IndependentClient, actions: Actions) -> None:
         digest = actions.store(self.COUNTED, do_not_cache=True)
@@ -191,7 +170,7 @@ class TestActionCache:
         assert not first.cached_result
         assert not second.cached_result
         assert first.result.stdout_raw != second.result.stdout_raw
-        assert cached(client, digest) is None
+        assert actions.cached(digest) is None
 
     def test_a_failure_is_a_result_and_is_not_cached(self, client: IndependentClient, actions: Actions) -> None:
         digest = actions.store("echo said; echo why >&2; echo x > out; exit 3", output_paths=["out"])
@@ -202,7 +181,7 @@ class TestActionCache:
         result = response.result
         assert (result.exit_code, result.stdout_raw, result.stderr_raw) == (3, b"said\n", b"why\n")
         assert blob(client, result.output_files[0].digest) == b"x\n"
-        assert cached(client, digest) is None
+        assert actions.cached(digest) is None
         assert not actions.execute(digest).cached_result
 
     def test_a_timeout_shows_what_was_printed_so_far(self, client: IndependentClient, actions: Actions) -> None:
@@ -214,7 +193,7 @@ class TestActionCache:
         assert response.status.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert "0.5" in response.status.message
         assert response.result.stdout_raw == b"begun\n"
-        assert cached(client, digest) is None
+        assert actions.cached(digest) is None
 
 
 class TestMissingBlobs:
@@ -300,99 +279,3 @@ class TestWrongRequests:
 
         assert "arguments" in field
         assert "arguments" in text
-
-
-def test_a_cancelled_execution_ends_for_everyone_who_waits(
-    client: IndependentClient, actions: Actions, cluster: Cluster
-) -> None:
-    digest = actions.store(ENDLESS)
-    executing = actions.start(digest)
-    operation = actions.until_stage(executing, "EXECUTING")[-1]
-    assert actions.metadata(operation).partial_execution_metadata.worker
-    assert actions.metadata(operation).partial_execution_metadata.HasField("execution_start_timestamp")
-    waiting = actions.wait(operation.name)
-    assert actions.stage(next(waiting)) == "EXECUTING"
-
-    client.operations.CancelOperation(client.api.operations.CancelOperationRequest(name=operation.name))
-
-    ends = [list(stream)[-1] for stream in (executing, waiting)]
-    assert [actions.response(end).status.code for end in ends] == [grpc.StatusCode.CANCELLED.value[0]] * 2
-    assert cached(client, digest) is None
-    worker = cluster.workers[0]
-    eventually(lambda: worker.metrics().total("lathe_worker_actions_executing") == 0, "the worker has nothing to do")
-
-
-class TestWaitExecution:
-    def test_after_the_end(self, actions: Actions) -> None:
-        *_, end = actions.start(actions.store("echo once"))
-
-        assert list(actions.wait(end.name)) == [end]
-
-    def test_for_an_operation_that_never_was(self, actions: Actions) -> None:
-        with pytest.raises(grpc.RpcError) as refused:
-            list(actions.wait(f"{INSTANCE}/operations/never-was"))
-
-        # Bazel executes again then.
-        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-
-
-class TestOperations:
-    def test_a_done_one_is_found(self, client: IndependentClient, actions: Actions) -> None:
-        *_, end = actions.start(actions.store("echo once"))
-
-        found = client.operations.GetOperation(client.api.operations.GetOperationRequest(name=end.name))
-
-        assert found == end
-        waited = client.operations.WaitOperation(client.api.operations.WaitOperationRequest(name=end.name))
-        assert waited == end
-
-    def test_a_running_one_is_found_and_listed(self, client: IndependentClient, actions: Actions) -> None:
-        api = client.api.operations
-        executing = actions.start(actions.store(ENDLESS))
-        name = actions.until_stage(executing, "EXECUTING")[-1].name
-
-        found = client.operations.GetOperation(api.GetOperationRequest(name=name))
-        listed = client.operations.ListOperations(api.ListOperationsRequest(name=name)).operations
-        running = client.operations.ListOperations(
-            api.ListOperationsRequest(name=f"{INSTANCE}/operations", filter="stage=EXECUTING")
-        ).operations
-        client.operations.CancelOperation(api.CancelOperationRequest(name=name))
-
-        assert actions.stage(found) == "EXECUTING"
-        assert [found] == list(listed) == list(running)
-        assert list(executing)[-1].done
-
-    def test_a_list_comes_in_pages(self, client: IndependentClient, actions: Actions) -> None:
-        ends = [list(actions.start(actions.store(f"echo {number}")))[-1].name for number in range(3)]
-        names: list[str] = []
-        token = ""
-        while not names or token:
-            request = client.api.operations.ListOperationsRequest(
-                name=f"{INSTANCE}/operations", page_size=2, page_token=token
-            )
-            page = client.operations.ListOperations(request)
-            assert 0 < len(page.operations) <= 2
-            names += [operation.name for operation in page.operations]
-            token = page.next_page_token
-
-        assert names[-3:] == ends
-        assert len(set(names)) == len(names)
-
-    @pytest.mark.parametrize("rpc", ["GetOperation", "CancelOperation", "DeleteOperation", "WaitOperation"])
-    def test_one_that_never_was(self, client: IndependentClient, rpc: str) -> None:
-        request = getattr(client.api.operations, f"{rpc}Request")(name=f"{INSTANCE}/operations/never-was")
-
-        with pytest.raises(grpc.RpcError) as refused:
-            getattr(client.operations, rpc)(request)
-
-        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
-
-    def test_a_deleted_one_is_gone(self, client: IndependentClient, actions: Actions) -> None:
-        api = client.api.operations
-        *_, end = actions.start(actions.store("echo once"))
-
-        client.operations.DeleteOperation(api.DeleteOperationRequest(name=end.name))
-
-        with pytest.raises(grpc.RpcError) as refused:
-            client.operations.GetOperation(api.GetOperationRequest(name=end.name))
-        assert refused.value.code() == grpc.StatusCode.NOT_FOUND

@@ -96,9 +96,8 @@ def test_malformed_requests(client: IndependentClient, unique_bytes: UniqueBytes
     assert {name: rpc.plain_call() for name, rpc in rpcs.items()} == before
 
 
-def test_malformed_messages_in_blobs(client: IndependentClient, unique_bytes: UniqueBytes) -> None:
+def test_malformed_messages_in_blobs(client: IndependentClient, actions: Actions) -> None:
     """Actions, Commands and Directories reach the scheduler and the worker inside blobs."""
-    actions = Actions(client, unique_bytes(200))
     chance = random.Random(300)
     digests = [store_damaged(client, number, chance) for number in range(BLOBS)]
 

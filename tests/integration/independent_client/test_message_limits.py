@@ -62,12 +62,12 @@ class TestAnswersFitTheUsualLimit:
 
     def test_a_batch_of_many_wrong_blobs(self, usual_client: IndependentClient) -> None:
         wrong = {"digest": usual_client.digest(b"promised"), "data": b"another one"}
-        request = usual_client.api.reapi.BatchUpdateBlobsRequest(instance_name=INSTANCE, requests=[wrong] * 40_000)
+        request = usual_client.api.reapi.BatchUpdateBlobsRequest(instance_name=INSTANCE, requests=[wrong] * 18_000)
 
         responses = usual_client.cas.BatchUpdateBlobs(request).responses
 
         codes = [response.status.code for response in responses]
-        assert codes == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 40_000
+        assert codes == [grpc.StatusCode.INVALID_ARGUMENT.value[0]] * 18_000
 
     def test_a_tree_of_many_directories(self, usual_client: IndependentClient, unique_bytes: UniqueBytes) -> None:
         reapi = usual_client.api.reapi
@@ -84,7 +84,7 @@ class TestAnswersFitTheUsualLimit:
         assert [directory for page in pages for directory in page.directories] == [root, *children]
 
     def test_an_action_whose_inputs_are_all_missing(self, usual_client: IndependentClient, actions: Actions) -> None:
-        inputs = {f"{number:05}": b"never stored %d" % number for number in range(30_000)}
+        inputs = {f"{number:05}": b"never stored %d" % number for number in range(15_000)}
         *files, root, command, action = actions.blobs("true; true", inputs=inputs)
         usual_client.write(usual_client.upload_name(root), root)
         usual_client.store(command, action)
@@ -95,6 +95,25 @@ class TestAnswersFitTheUsualLimit:
         named = actions.missing_subjects(status)
         assert len(named) >= 1_000
         assert named <= {actions.subject(usual_client.digest(data)) for data in files}
+
+    def test_a_list_of_large_operations(self, usual_client: IndependentClient, unique_bytes: UniqueBytes) -> None:
+        reapi, actions, names = usual_client.api.reapi, Actions(usual_client, b""), set()
+        for number in range(3):
+            digest = usual_client.digest(unique_bytes(200))
+            result = reapi.ActionResult(stdout_raw=bytes(2_500_000), exit_code=number)
+            usual_client.action_cache.UpdateActionResult(
+                reapi.UpdateActionResultRequest(instance_name="large", action_digest=digest, action_result=result)
+            )
+            names.add(list(actions.start(digest, instance_name="large"))[-1].name)
+        found: list[str] = []
+        token = ""
+        while not found or token:
+            request = usual_client.api.operations.ListOperationsRequest(name="large/operations", page_token=token)
+            page = usual_client.operations.ListOperations(request)
+            found += [operation.name for operation in page.operations]
+            token = page.next_page_token
+
+        assert set(found) == names
 
     def test_what_a_talkative_action_said(self, usual_client: IndependentClient, actions: Actions) -> None:
         result = actions.run("head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2")

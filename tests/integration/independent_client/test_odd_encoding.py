@@ -27,11 +27,6 @@ def test_requests(client: IndependentClient, unique_bytes: UniqueBytes, name: st
     assert rpc.comparable(rpc.call(odd)) == expected
 
 
-@pytest.fixture
-def actions(client: IndependentClient, unique_bytes: UniqueBytes) -> Actions:
-    return Actions(client, unique_bytes(200))
-
-
 def test_actions_commands_and_directories(client: IndependentClient, actions: Actions) -> None:
     """All are read by the scheduler and again by the worker, and their digests are over the bytes as they are."""
     reapi = client.api.reapi

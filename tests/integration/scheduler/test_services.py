@@ -6,7 +6,7 @@ import json
 import urllib.request
 
 import pytest
-from tests.integration.scheduler.conftest import Cluster, ScriptedWorker, response_of, stage_of
+from tests.integration.scheduler.conftest import Cluster, ScriptedWorker, response_of, running_cluster, stage_of
 
 from lathe_protos import health, longrunning, reapi, worker_v1
 from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient
@@ -127,6 +127,19 @@ async def test_the_action_cache_is_the_cas_s(cluster: Cluster) -> None:
     )
     assert await cluster.rpc.unary(_ACTION_CACHE + "UpdateActionResult", update) == result
     assert await cluster.rpc.unary(_ACTION_CACHE + "GetActionResult", get) == result
+
+
+async def test_the_action_cache_is_for_the_scheduler_s_instances_only() -> None:
+    """The CAS may serve more of them, for other schedulers."""
+    async with running_cluster(instance_names=["main"]) as strict:
+        digest = strict.action().to_message()
+        for method, request in (
+            ("GetActionResult", reapi.GetActionResultRequest(instance_name="other", action_digest=digest)),
+            ("UpdateActionResult", reapi.UpdateActionResultRequest(instance_name="other", action_digest=digest)),
+        ):
+            with pytest.raises(InvalidArgumentError, match="'main'"):
+                await strict.rpc.unary(_ACTION_CACHE + method, bytes(request))
+        assert not strict.cas.action_results
 
 
 async def test_a_status_of_the_cas_keeps_its_details(cluster: Cluster) -> None:

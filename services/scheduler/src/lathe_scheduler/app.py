@@ -72,7 +72,7 @@ async def build_with(runtime: ServiceRuntime, clock: Clock) -> QueueRunner:
         [
             ExecutionServicer(runner, instance_names, DIGEST_FUNCTIONS),
             OperationsServicer(runner, clock),
-            ActionCacheServicer(cas),
+            ActionCacheServicer(cas, instance_names),
             CapabilitiesServicer(cas, instance_names, DIGEST_FUNCTIONS),
         ],
         settings.port,

@@ -105,7 +105,7 @@ def _sandbox(settings: WorkerSettings, data: DataDirectory) -> Sandbox:
         _log.warning("no_subreaper", effect="the resource usage of actions is unknown")
     view = host_view(settings.readable_paths, [settings.data_dir])
     if os.geteuid() != 0:
-        return BubblewrapSandbox(view, proc=settings.sandbox_proc)
+        return BubblewrapSandbox(view, proc=settings.proc_choices)
     user = ActionUser(settings.action_uid, settings.action_gid)
     try:
         name = pwd.getpwuid(user.uid).pw_name
@@ -113,7 +113,7 @@ def _sandbox(settings: WorkerSettings, data: DataDirectory) -> Sandbox:
     except KeyError:
         pass
     return BubblewrapSandbox(
-        view, action_user=user, reachable=make_reachable(data.work, user), proc=settings.sandbox_proc
+        view, action_user=user, reachable=make_reachable(data.work, user), proc=settings.proc_choices
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from lathe_shared.config_loading import NestedSettings, Port, ServiceSettings, endpoint_validator
 from lathe_worker.action_executor import ExecutionSettings
 from lathe_worker.sandbox import ResourceLimits
-from lathe_worker.sandboxes.bubblewrap_arguments import DEFAULT_READABLE_PATHS
+from lathe_worker.sandboxes.bubblewrap_arguments import DEFAULT_READABLE_PATHS, ProcView
 
 CAS_PORT = 50051
 """Where the CAS listens if nothing else is said."""
@@ -63,9 +63,12 @@ class WorkerSettings(ServiceSettings):
         default="bubblewrap",
         description="what keeps actions from the machine; none lets them do whatever the worker may do",
     )
-    sandbox_proc: Literal["auto", "fresh", "none"] = Field(
+    sandbox_proc: Literal["auto", "fresh", "shared", "none"] = Field(
         default="auto",
-        description="/proc inside the sandbox: fresh, none, or auto: none only where a fresh one cannot be had",
+        description=(
+            "/proc inside the sandbox: fresh; shared: the worker's own, read-only, which shows actions the command "
+            "lines of other processes; none; auto: shared only where a fresh one cannot be had, as in most containers"
+        ),
     )
     action_uid: int = Field(
         default=DEFAULT_ACTION_ID, ge=1, description="user that actions run as if the worker is root; nobody's"
@@ -99,6 +102,13 @@ class WorkerSettings(ServiceSettings):
     def name(self) -> str:
         """What the worker is called in results."""
         return self.worker_name or socket.gethostname()
+
+    @property
+    def proc_choices(self) -> tuple[ProcView, ...]:
+        """What may be at an action's ``/proc``, the best first."""
+        if self.sandbox_proc == "auto":
+            return tuple(ProcView)
+        return (ProcView[self.sandbox_proc.upper()],)
 
     def execution(self) -> ExecutionSettings:
         """Return what the executor needs to know."""

@@ -30,7 +30,7 @@ _CURES = (
     (
         ("proc",),
         "a new /proc may not be mounted here, as in a container whose /proc is masked; unmask it "
-        "(systempaths=unconfined) or set sandbox_proc to 'none' or 'auto'",
+        "(systempaths=unconfined) or set sandbox_proc to 'auto', 'shared' or 'none'",
     ),
     (
         ("namespace", "Operation not permitted", "clone", "setting up uid map"),

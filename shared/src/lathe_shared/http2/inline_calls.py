@@ -223,6 +223,13 @@ class InlineStream(ServerStream):
         if not self.is_discarding:
             self._answer()
 
+    @override
+    def progress_mark(self) -> int | None:
+        # No handler waits for it, so this is what bounds how long a request may take to come.
+        if self.is_remote_closed or self.is_discarding:
+            return super().progress_mark()
+        return self.messages.size_bytes
+
     def _answer(self) -> None:
         messages = self.messages
         self.repay()

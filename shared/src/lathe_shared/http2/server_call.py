@@ -110,9 +110,10 @@ class ServerStream(GrpcStream):
         head: What the request's headers say.
         method: Its path.
         ended_by: Why the call ended before its handler was done.
+        has_started: Whether the handler has begun to run.
     """
 
-    __slots__ = ("ended_by", "head", "method", "serving")
+    __slots__ = ("ended_by", "has_started", "head", "method", "serving")
 
     cut_off_status = Status.INVALID_ARGUMENT
 
@@ -123,6 +124,7 @@ class ServerStream(GrpcStream):
         self.messages.encoding = head.encoding
         self.serving = serving
         self.ended_by: EndedBy | None = None
+        self.has_started = False
 
     @override
     def on_reset(self, code: int, reason: str, *, by_peer: bool) -> None:
@@ -142,7 +144,11 @@ class ServerStream(GrpcStream):
         del self.serving.running[self]
         self.discard()
         if self.closable and not self.pending_end:
-            self.reset_nowait(ErrorCode.NO_ERROR if self.is_local_closed else ErrorCode.CANCEL)
+            if self.is_local_closed:
+                self.reset_nowait(ErrorCode.NO_ERROR)
+            else:
+                # A call that was cancelled before its first step may safely be made again.
+                self.reset_nowait(ErrorCode.CANCEL if self.has_started else ErrorCode.REFUSED_STREAM)
         if not task.cancelled() and task.exception() is not None:
             _log.error("serving a call failed", exc_info=task.exception())
 
@@ -253,6 +259,7 @@ class ServerCall(grpclib.server.Stream[Any, Any]):
 
 async def serve(serving: Serving, stream: ServerStream, handler: Handler) -> None:
     """Run a handler and send what comes of it."""
+    stream.has_started = True
     head = stream.head
     deadline: Deadline | None = None
     timer: asyncio.TimerHandle | None = None
@@ -261,33 +268,45 @@ async def serve(serving: Serving, stream: ServerStream, handler: Handler) -> Non
         timer = stream.protocol.loop.call_later(head.timeout_seconds, stream.cancel, EndedBy.DEADLINE)
     call = ServerCall(serving, stream, handler, deadline)
     try:
-        try:
-            await _handle(serving, call, handler, head)
-            if stream.ended_by is None:
-                await call.finish()
-                return
-            error = _ending(stream.ended_by)
-        except GRPCError as raised:
-            error = raised
-        except asyncio.CancelledError:
-            if stream.ended_by not in (EndedBy.DEADLINE, EndedBy.SHUTDOWN):
-                raise
-            error = _ending(stream.ended_by)
-        except (StreamTerminatedError, StreamClosedError):
-            if stream.closable:
-                raise
-            return
-        if stream.ended_by is EndedBy.DEADLINE:
-            error = _ending(EndedBy.DEADLINE)
-        await call.fail(error)
+        error = await _outcome(serving, stream, call, handler)
+        if error is None:
+            await call.finish()
+        else:
+            await call.fail(error)
     except (StreamTerminatedError, StreamClosedError):
-        return
-    except Exception:  # noqa: BLE001 -- whatever it is, the client gets an answer
+        return  # the client went away
+    except Exception:  # noqa: BLE001 -- what a listener to events may raise here
         _log.exception("Application error")
         await call.fail(GRPCError(Status.UNKNOWN, UNKNOWN_ERROR))
     finally:
         if timer is not None:
             timer.cancel()
+
+
+async def _outcome(serving: Serving, stream: ServerStream, call: ServerCall, handler: Handler) -> GRPCError | None:
+    """Run a handler and return how it failed; None if it did not.
+
+    Raises:
+        StreamTerminatedError, StreamClosedError: The client went away.
+    """
+    error: GRPCError | None = None
+    try:
+        await _handle(serving, call, handler, stream.head)
+    except GRPCError as raised:
+        error = raised
+    except asyncio.CancelledError:
+        if stream.ended_by not in (EndedBy.DEADLINE, EndedBy.SHUTDOWN):
+            raise
+    except Exception as raised:
+        if isinstance(raised, (StreamTerminatedError, StreamClosedError)) and not stream.closable:
+            raise
+        if stream.ended_by is None:
+            _log.exception("Application error")
+            error = GRPCError(Status.UNKNOWN, UNKNOWN_ERROR)
+    # A handler may make something else of its cancellation; what the client is told stays what it was.
+    if stream.ended_by is EndedBy.DEADLINE or (stream.ended_by is not None and error is None):
+        return _ending(stream.ended_by)
+    return error
 
 
 async def _handle(serving: Serving, call: ServerCall, handler: Handler, head: RequestHead) -> None:

@@ -213,6 +213,25 @@ async def use(protocol: ClientProtocol) -> None:
         release()
 
 
+@pytest.mark.parametrize("has_started", [False, True])
+async def test_a_call_that_is_ended_is_told_whether_it_had_begun(has_started: bool) -> None:
+    server = Http2Server([Service()], codec=BytesCodec(), limits=LIMITS)
+    protocol = ServerProtocol(server)
+    transport = MemoryTransport(protocol)
+    protocol.data_received(CLIENT_PREFACE + frame(frames.SETTINGS) + frames.SETTINGS_ACK)
+    protocol.data_received(frame(frames.HEADERS, 4, 1, REQUESTS[0]))
+    if has_started:
+        await asyncio.sleep(0)
+    server.end_rpcs()
+    await server.wait_idle()
+    await give_way(3)
+
+    last = parse(transport.written)[-2:] if has_started else parse(transport.written)[-1:]
+    if has_started:
+        assert b"grpc-status\x0214" in last[0].payload
+    assert (last[-1].kind, last[-1].code) == (frames.RST_STREAM, 0 if has_started else 7)
+
+
 async def test_a_bug_of_ours_ends_one_connection(caplog: pytest.LogCaptureFixture) -> None:
     server = Http2Server([Service()], codec=BytesCodec(), limits=LIMITS)
     protocol = ServerProtocol(server)

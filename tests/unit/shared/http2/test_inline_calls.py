@@ -21,6 +21,7 @@ from lathe_shared.http2.limits import SERVER_LIMITS
 from lathe_shared.http2.request_head import RequestHead
 from lathe_shared.http2.server import Http2Server, ServerProtocol
 from lathe_shared.http2.settings import settings_frame
+from lathe_shared.http2.watch import Watch
 
 
 def block(*more: tuple[bytes, bytes]) -> bytes:
@@ -275,6 +276,23 @@ async def test_a_content_length_is_held_to() -> None:
     (reset,) = client.send(request(5, message(b"xy"), encoded))
 
     assert (reset.kind, reset.code) == (frames.RST_STREAM, 1)
+
+
+@pytest.mark.parametrize("begun", [b"", b"\0\0", b"\0\0\0\0\5he"], ids=["nothing", "half a prefix", "half a message"])
+async def test_a_request_that_does_not_go_on_is_given_up(begun: bytes) -> None:
+    client = Client(echo)
+    client.send(frame(frames.HEADERS, 4, 1, BLOCK) + frame(frames.DATA, 0, 1, begun))
+    watch = Watch(client.protocol.http2, 0.0)
+    limit = SERVER_LIMITS.progress_seconds
+    for now in (1.0, limit, limit + 0.5):
+        watch.check(now, 0)
+    assert 1 in client.protocol.http2.streams
+
+    watch.check(limit + 1.5, 0)
+
+    (reset,) = [sent for sent in client.send(b"") if sent.kind == frames.RST_STREAM]
+    assert (reset.stream_id, reset.code) == (1, 8)
+    assert client.calls == 0
 
 
 async def test_equal_requests_see_the_same_head() -> None:

@@ -42,6 +42,10 @@ being fetched). Measured: larger segments are no faster through grpclib, smaller
 INLINE_BYTES = 2 * records.CHUNK_BYTES
 """Up to this size work is done on the event loop: a thread switch costs more than copying or hashing 128 KiB."""
 
+INLINE_BLOBS = 200
+"""And up to so many blobs: each takes 10 us or more however small it is, so a full batch of tiny ones would keep all
+other requests waiting for a second."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -227,6 +231,11 @@ class LmdbBlobStore(BlobStore):
                 "failed_commits": committer.failed_commits,
             },
         )
+
+
+def _is_quick(sizes_bytes: Sequence[int]) -> bool:
+    """Tell whether blobs of these sizes are read or verified in less time than a thread switch is worth."""
+    return len(sizes_bytes) <= INLINE_BLOBS and sum(sizes_bytes) <= INLINE_BYTES
 
 
 def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:

@@ -5,6 +5,7 @@ Spec: bwrap(1).
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,28 @@ DEFAULT_READABLE_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "
 
 MAX_ARGUMENTS = 8_000
 """Longer commands take another way: bubblewrap gives up above 9,000 arguments, its own included (its MAX_ARGS)."""
+
+
+class ProcView(enum.Enum):
+    """What an action finds at ``/proc``; the value is for logs."""
+
+    FRESH = "own /proc"
+    """A proc file system of its own pid namespace."""
+
+    SHARED = "the worker's /proc, read-only"
+    """The one that the worker has: programs find themselves there (``/proc/self``, which the dynamic linker needs for
+    ``$ORIGIN``, and Java and shells for more), and see that other processes exist, with their command lines. Nothing
+    else of them: what leads into a process (root, cwd, fd, environ, mem, maps) the kernel gives to nobody who is in
+    another user namespace, as every action is. Spec: ptrace(2), ptrace access mode checking."""
+
+    NONE = "no /proc"
+
+
+_PROC_OPTIONS = {
+    ProcView.FRESH: ("--proc", "/proc"),
+    ProcView.SHARED: ("--ro-bind", "/proc", "/proc"),
+    ProcView.NONE: (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +90,7 @@ def host_view(readable_paths: Iterable[str], hidden_paths: Iterable[Path]) -> Vi
     return View(tuple(arguments))
 
 
-def options(
-    spec: SandboxSpec, view: View, *, exec_root: Path, temporary_directory: Path, fresh_proc: bool
-) -> list[str]:
+def options(spec: SandboxSpec, view: View, *, exec_root: Path, temporary_directory: Path, proc: ProcView) -> list[str]:
     """Return bubblewrap's options for one action.
 
     Args:
@@ -77,7 +98,7 @@ def options(
         view: The machine's readable part.
         exec_root: The input root's path as the action's user can reach it.
         temporary_directory: Likewise for what becomes ``/tmp``.
-        fresh_proc: Whether to mount a proc file system for the new pid namespace.
+        proc: What the action finds at ``/proc``.
     """
     result = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     if not spec.network:
@@ -85,8 +106,7 @@ def options(
     result += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--hostname", HOST_NAME]
     result += view.arguments
     result += ["--dev", "/dev"]
-    if fresh_proc:
-        result += ["--proc", "/proc"]
+    result += _PROC_OPTIONS[proc]
     result += ["--bind", str(temporary_directory), "/tmp", "--symlink", "../tmp", "/var/tmp"]
     result += ["--bind", str(exec_root), EXEC_ROOT]
     result += ["--remount-ro", "/", "--chdir", os.path.normpath(f"{EXEC_ROOT}/{spec.working_directory}")]

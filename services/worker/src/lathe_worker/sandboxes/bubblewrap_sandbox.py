@@ -35,10 +35,11 @@ from lathe_worker.sandbox import (
     SandboxUnavailableError,
 )
 from lathe_worker.sandboxes import bubblewrap_arguments
+from lathe_worker.sandboxes.bubblewrap_arguments import ProcView
 from lathe_worker.supervision import ProcessTree, supervise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _START_SECONDS = 5.0
@@ -58,7 +59,7 @@ class BubblewrapSandbox(Sandbox):
         action_user: User to become, which the worker must be root for; None to stay the worker's own.
         reachable: Maps a path of the worker to one that ``action_user`` can reach; the identity where the worker's data
             directory is open to all.
-        proc: ``fresh`` mounts a proc file system, ``none`` does not, ``auto`` lets the probe find out.
+        proc: What actions find at ``/proc``: the first of these that the probe finds to work.
         bwrap: Name or path of bubblewrap.
     """
 
@@ -70,14 +71,14 @@ class BubblewrapSandbox(Sandbox):
         *,
         action_user: ActionUser | None = None,
         reachable: Callable[[Path], Path] = lambda path: path,
-        proc: str = "auto",
+        proc: Sequence[ProcView] = tuple(ProcView),
         bwrap: str = "bwrap",
     ) -> None:
         self.action_user = action_user
         self._view = view
         self._reachable = reachable
-        self._proc = proc
-        self._fresh_proc = proc != "none"
+        self._proc_choices = proc
+        self._proc = proc[0]
         self._bwrap = bwrap
 
     @override
@@ -86,15 +87,17 @@ class BubblewrapSandbox(Sandbox):
         for tool in tools:
             if shutil.which(tool, path=_TOOL_ENVIRONMENT["PATH"]) is None:
                 raise SandboxUnavailableError(sandbox_probe.explain_missing_tool(tool))
-        problem = await sandbox_probe.try_out(self, scratch)
-        if problem and self._proc == "auto" and sandbox_probe.concerns_proc(problem):
-            self._fresh_proc = False
+        problem = ""
+        for choice in self._proc_choices:
+            self._proc = choice
             problem = await sandbox_probe.try_out(self, scratch)
+            if not sandbox_probe.concerns_proc(problem):
+                break
         if problem:
             raise SandboxUnavailableError(sandbox_probe.explain(problem))
         user = "the worker's uid" if self.action_user is None else f"uid {self.action_user.uid}"
-        proc = "own /proc" if self._fresh_proc else "no /proc"
-        return f"bubblewrap: own user, pid, mount, net, ipc and uts namespaces, read-only root, {proc}, {user}"
+        namespaces = "own user, pid, mount, net, ipc and uts namespaces"
+        return f"bubblewrap: {namespaces}, read-only root, {self._proc.value}, {user}"
 
     @override
     async def run(self, spec: SandboxSpec) -> SandboxResult:
@@ -112,7 +115,7 @@ class BubblewrapSandbox(Sandbox):
             self._view,
             exec_root=self._reachable(spec.exec_root),
             temporary_directory=self._reachable(spec.temporary_directory),
-            fresh_proc=self._fresh_proc,
+            proc=self._proc,
         )
         argv, content = bubblewrap_arguments.command(spec)
         with contextlib.ExitStack() as stack:
