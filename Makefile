@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-bui
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: $(VENV)/.runtime ## Run all three services on loopback, in the foreground
@@ -25,6 +25,10 @@ run: $(VENV)/.runtime ## Run all three services on loopback, in the foreground
 test: $(VENV)/.development ## Run all tests that need no Docker (TESTS=... for some of them)
 	@LATHE_REQUIRE_ALL=1 exec $(BIN)/python -m pytest $(TESTS)
 
+.PHONY: test-compose
+test-compose: $(VENV)/.development packages-compose ## Build the images, run the compose stack, and Bazel through it; needs a Docker engine
+	@LATHE_REQUIRE_ALL=1 exec $(BIN)/python -m pytest $(or $(TESTS),tests/compose)
+
 .PHONY: check
 check: $(VENV)/.development ## Lint, types, import contracts, generated code: what CI runs beside the tests
 	$(BIN)/ruff check .
@@ -32,6 +36,12 @@ check: $(VENV)/.development ## Lint, types, import contracts, generated code: wh
 	$(BIN)/mypy $(SOURCES) tools tests
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/config_reference.py --check
+
+.PHONY: bench
+bench: $(VENV)/.development ## Measure (QUICK=1: short; ROWS=REGEX; TARGET=HOST:PORT: any REAPI server)
+	@exec $(BIN)/python -m tools.bench $(if $(QUICK),--quick) $(if $(ROWS),--rows '$(ROWS)') \
+		$(if $(TARGET),--target '$(TARGET)') $(if $(INSTANCE),--instance-name '$(INSTANCE)')
 
 .PHONY: format
 format: $(VENV)/.development ## Let ruff mend and format the sources
@@ -48,11 +58,13 @@ clean: ## Remove the virtual environment and what tools leave behind; never a da
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What apt installs is looked for each time, which takes no time when all is there.
-.PHONY: packages-run packages-test
+.PHONY: packages-run packages-test packages-compose
 packages-run:
 	@tools/system_packages.sh run
 packages-test:
 	@tools/system_packages.sh test
+packages-compose:
+	@tools/system_packages.sh compose
 
 # A virtual environment holds absolute paths: one that was moved or copied along with its checkout is made again.
 ifneq ($(file <$(VENV)/.made-for),$(CURDIR))

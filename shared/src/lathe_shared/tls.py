@@ -128,7 +128,7 @@ class ServerTls:
         version = tuple(_version(path) for path in (files.certificate, files.key))
         if version == self._loaded:
             return
-        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        certificate = _read_certificate(files.certificate)
         # Tried apart: a certificate without its key, as in the middle of a replacement, would spoil a context in use.
         for context in (_new_context(), self.context):
             context.load_cert_chain(files.certificate, files.key, password=_no_password)
@@ -173,6 +173,13 @@ def _new_context() -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["h2"])
     return context
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise ValueError(f"{path} is not a certificate in PEM form") from None
 
 
 def _reason(error: ssl.SSLError) -> str:

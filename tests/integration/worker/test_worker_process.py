@@ -33,6 +33,10 @@ WAIT_SECONDS = 30.0
 NOBODY = 54321
 """A user without any rights, to run a worker as."""
 
+CHECKOUT = Path(__file__).parents[3]
+CHECKOUT_FOR_ALL = "/mnt"
+"""Where everybody sees the checkout in a mount namespace of its own: it may lie in root's home directory."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -48,15 +52,18 @@ OWN_COMMAND = Command((str(Path(sys.executable).parent / "lathe-worker"),))
 def unprivileged_command() -> Command:
     """Return how to start the worker as a user without rights.
 
-    That user may be kept from this interpreter, which may lie in root's home directory; one of the same version that
-    the machine has for all will do.
+    That user may be kept from this checkout, and from this interpreter, if they lie in root's home directory. The one is
+    shown elsewhere; for the other, one of the same version that the machine has for all will do.
     """
     if os.geteuid() != 0:
         return OWN_COMMAND
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    paths = [path for path in sys.path if path.endswith("site-packages") or "/src" in path]
+    libraries = [path for path in sys.path if path.endswith("site-packages") or "/src" in path]
+    paths = [path.replace(str(CHECKOUT), CHECKOUT_FOR_ALL) for path in libraries]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/nonexistent"}
-    prefix = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
+    show = 'mount --bind "$0" "$1"; shift; exec "$@"'
+    shown = ("unshare", "--mount", "--", "sh", "-euc", show, str(CHECKOUT), CHECKOUT_FOR_ALL)
+    prefix = (*shown, "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
     for interpreter in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
         argv = (*prefix, interpreter, "-m", "lathe_worker")
         if Path(interpreter).exists():

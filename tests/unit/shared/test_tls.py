@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -84,16 +85,26 @@ async def test_an_independent_client_calls_over_tls(tmp_path: Path, clock: FakeC
 
 
 async def test_a_client_that_offers_only_old_versions_is_turned_away(tmp_path: Path, clock: FakeClock) -> None:
-    tls = ServerTls(PrivateAuthority(tmp_path / "tls", [HOST], clock), clock)
+    tls = ServerTls(PrivateAuthority(tmp_path / "tls", [HOST, "localhost"], clock), clock)
     context = ssl.create_default_context(cafile=str(tmp_path / "tls/ca.crt"))
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version = ssl.TLSVersion.TLSv1
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
+
+    def connect(port: int) -> None:
+        with (
+            socket.create_connection((HOST, port), WAIT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=HOST),
+        ):
+            raise AssertionError("connected")
+
     async with serving(tls) as port:
+        # In a thread: asyncio itself leaves the socket of a failed handshake open.
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
-            await asyncio.open_connection(HOST, port, ssl=context)
+            await asyncio.to_thread(connect, port)
+        assert await shown_certificate(port, tmp_path / "tls/ca.crt")
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path, clock: FakeClock) -> None:
@@ -147,7 +158,7 @@ def test_unusable_files_are_refused_and_named(operator_files: Path, tmp_path: Pa
     cases = {
         "no such file": OperatorFiles(certificate, tmp_path / "absent.key"),
         "key values mismatch": OperatorFiles(certificate, other / "server.key"),
-        "Unable to load PEM": OperatorFiles(key, certificate),
+        "is not a certificate": OperatorFiles(key, certificate),
     }
     for reason, source in cases.items():
         with pytest.raises(TlsError, match=reason):

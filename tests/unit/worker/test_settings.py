@@ -96,6 +96,7 @@ def test_a_closed_parent_directory_keeps_the_action_user_out(tmp_path: Path) -> 
 )
 def test_what_bubblewrap_says_is_explained(problem: str, cure: str) -> None:
     assert cure in explain(problem)
+    assert explain(explain(problem)) == explain(problem)
 
 
 async def test_a_missing_bubblewrap_is_named_with_its_package(tmp_path: Path) -> None:

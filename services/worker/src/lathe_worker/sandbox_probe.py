@@ -99,5 +99,6 @@ def explain(problem: str) -> str:
     """Add the likely cure to what bubblewrap said."""
     for signs, cure in _CURES:
         if any(sign in problem for sign in signs):
-            return f"{problem} -- {cure}"
+            # The sandbox has explained what it said itself, and nothing else.
+            return problem if cure in problem else f"{problem} -- {cure}"
     return problem

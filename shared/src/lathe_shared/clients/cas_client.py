@@ -171,7 +171,7 @@ class CasClient:
                     group.create_task(self._read_batch(instance_name, function, batch, found))
                 for digest in wanted - small:
                     group.create_task(one(digest))
-        except* LatheError as errors:
+        except ExceptionGroup as errors:
             raise _first(errors) from None
         return found
 
@@ -248,7 +248,7 @@ class CasClient:
                     group.create_task(self._write_batch(instance_name, function, batch, blobs))
                 for digest in blobs.keys() - small:
                     group.create_task(self._write_stream(instance_name, digest, blobs[digest]))
-        except* (LatheError, OSError) as errors:
+        except ExceptionGroup as errors:
             raise _first(errors) from None
 
     async def _write_batch(
@@ -355,6 +355,10 @@ def _batches(digests: Iterable[Digest]) -> Iterator[tuple[DigestFunction, list[D
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error by which a group of tasks ended.
+
+    Not by ``except*``: what is raised inside that comes out wrapped in a group again before Python 3.11.4.
+    """
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -41,9 +41,9 @@ class ProcView(enum.Enum):
 
     SHARED = "the worker's /proc, read-only"
     """The one that the worker has: programs find themselves there (``/proc/self``, which the dynamic linker needs for
-    ``$ORIGIN``, and Java and shells for more), and see that other processes exist, with their command lines. Nothing
-    else of them: what leads into a process (root, cwd, fd, environ, mem, maps) the kernel gives to nobody who is in
-    another user namespace, as every action is. Spec: ptrace(2), ptrace access mode checking."""
+    ``$ORIGIN``, and Java and shells for more), and see that other processes exist, with their command lines. What
+    leads into a process (root, cwd, an fd, environ, mem, maps) the kernel gives to nobody who is in another user
+    namespace, as every action is. Spec: ptrace(2), ptrace access mode checking."""
 
     NONE = "no /proc"
 
