@@ -3,12 +3,13 @@
 #
 #   tools/system_packages.sh run     to run the services
 #   tools/system_packages.sh test    to run the tests as well
+#   tools/system_packages.sh compose to run the tests of the compose stack as well; the engine itself is not installed
 #
 # Looks for what the programs can do, not for packages: a python3 that is not Debian's needs no python3-venv. Installs
 # with apt as root; anybody else gets the command to type. PYTHON names another interpreter than python3.
 set -eu
 
-purpose=${1:?"usage: $0 run|test"}
+purpose=${1:?"usage: $0 run|test|compose"}
 python=${PYTHON:-python3}
 
 if ! command -v "$python" > /dev/null; then
@@ -31,12 +32,17 @@ if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
     need python3-venv
 fi
 command -v bwrap > /dev/null || need bubblewrap
-if [ "$purpose" = test ]; then
+if [ "$purpose" != run ]; then
     command -v bazel > /dev/null || need bazel-bootstrap
     command -v g++ > /dev/null || need g++
     command -v setpriv > /dev/null || need util-linux
     command -v curl > /dev/null || need curl
     command -v h2load > /dev/null || need nghttp2-client
+    command -v openssl > /dev/null || need openssl
+fi
+if [ "$purpose" = compose ]; then
+    # TLS for Debian's Bazel: tests/support/bazel_tls.py says why.
+    ls /usr/lib/*/jni/libnetty-tcnative.so > /dev/null 2>&1 || need libnetty-tcnative-jni
 fi
 [ -n "$missing" ] || exit 0
 

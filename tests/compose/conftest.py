@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.compose_stack import V1, ComposeStack
+from tests.support.required import require_programs
 from tests.support.workspace import Workspace, make_workspace
 
 stacks = pytest.StashKey[list[ComposeStack]]()
@@ -32,6 +33,7 @@ def pytest_runtest_makereport(
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Build the three images, the worker's with a compiler."""
+    require_programs("docker", "docker-compose", "bazel")
     ComposeStack(V1, tmp_path_factory.mktemp("unused")).compose("build")
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 from tests.support.bazel import REMOTE_ONLY_FLAGS, Bazel, BazelResult
+from tests.support.bazel_tls import tls_startup_flags
 from tests.support.compose_stack import (
     CAS_HTTP_PORT,
     CAS_TLS_PORT,
-    SCHEDULER_PORT,
+    COMPOSE_FOLDER,
     SERVICES,
     V1,
     WORKER_HTTP_PORT,
@@ -26,7 +27,6 @@ from tests.support.compose_stack import (
     inspect,
 )
 from tests.support.probe import Probe, processes_with
-from tests.support.required import require_programs
 from tests.support.stack_trials import (
     MARK,
     WORKER_DATA,
@@ -38,10 +38,13 @@ from tests.support.stack_trials import (
 from tests.support.waiting import eventually
 from tests.support.workspace import Workspace, make_workspace
 
+# The examples for users are what these tests use.
+PLAIN = (f"--bazelrc={COMPOSE_FOLDER / 'plain.bazelrc'}",)
+TLS = (f"--bazelrc={COMPOSE_FOLDER / 'tls.bazelrc'}",)
+
 
 @pytest.fixture(scope="module")
 def stack(images: None, lathe_dir: Path, stacks_in_use: list[ComposeStack]) -> Iterator[ComposeStack]:
-    require_programs("docker-compose", "bazel")
     stack = ComposeStack(V1, lathe_dir)
     stacks_in_use.append(stack)
     try:
@@ -54,7 +57,7 @@ def stack(images: None, lathe_dir: Path, stacks_in_use: list[ComposeStack]) -> I
 
 @pytest.fixture(scope="module")
 def bazel(tmp_path_factory: pytest.TempPathFactory, stack: ComposeStack, workspace: Workspace) -> Iterator[Bazel]:
-    bazel = Bazel(workspace.root, tmp_path_factory.mktemp("bazel"), stack.bazel_flags)
+    bazel = Bazel(workspace.root, tmp_path_factory.mktemp("bazel"), REMOTE_ONLY_FLAGS, PLAIN)
     yield bazel
     bazel.remove()
 
@@ -68,7 +71,7 @@ def first_build(bazel: Bazel) -> BazelResult:
 def fresh_bazel(tmp_path: Path, stack: ComposeStack, request: pytest.FixtureRequest) -> Iterator[Bazel]:
     """Give a client whose workspace has no action in common with what was built before."""
     workspace = make_workspace(tmp_path / "workspace", salt=request.node.name)
-    bazel = Bazel(workspace.root, tmp_path / "bazel", stack.bazel_flags)
+    bazel = Bazel(workspace.root, tmp_path / "bazel", REMOTE_ONLY_FLAGS, PLAIN)
     yield bazel
     bazel.remove()
 
@@ -91,15 +94,13 @@ def test_bazel_builds_and_tests_through_the_plain_ports(first_build: BazelResult
 def test_bazel_builds_and_tests_by_tls(
     tmp_path: Path, stack: ComposeStack, workspace: Workspace, first_build: BazelResult
 ) -> None:
+    startup_flags = (*TLS, *tls_startup_flags(tmp_path / "tls"))
     flags = (
         "--remote_instance_name=by/tls",  # its action cache is empty: every action runs again
-        f"--remote_cache=grpcs://localhost:{CAS_TLS_PORT}",
         f"--tls_certificate={stack.authority}",
-        f"--remote_executor=grpc://127.0.0.1:{SCHEDULER_PORT}",
-        "--remote_default_exec_properties=cpu_count=1",
         *REMOTE_ONLY_FLAGS,
     )
-    bazel = Bazel(workspace.root, tmp_path / "bazel", flags)
+    bazel = Bazel(workspace.root, tmp_path / "bazel", flags, startup_flags)
     try:
         result = bazel.test("//...")
     finally:

@@ -12,7 +12,6 @@ import pytest
 from tests.support.bazel import Bazel, BazelResult
 from tests.support.compose_stack import V1, V2, WORKER_HTTP_PORT, ComposeStack
 from tests.support.probe import Probe, processes_with
-from tests.support.required import require_programs
 from tests.support.stack_trials import (
     MARK,
     WORKER_DATA,
@@ -27,7 +26,6 @@ from tests.support.workspace import Workspace, make_workspace
 
 @pytest.fixture(scope="module")
 def stack(images: None, lathe_dir: Path, stacks_in_use: list[ComposeStack]) -> Iterator[ComposeStack]:
-    require_programs("docker", "bazel")
     stack = ComposeStack(V2, lathe_dir, ("fresh-proc.yml",))
     stacks_in_use.append(stack)
     try:

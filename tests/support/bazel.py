@@ -111,12 +111,20 @@ class Bazel:
         workspace: Root of the workspace.
         output_user_root: Own directory for the server, its output base and logs.
         flags: Added to each ``build``, ``test`` and ``run``.
+        startup_flags: For the server, in front of every command.
     """
 
-    def __init__(self, workspace: Path, output_user_root: Path, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        workspace: Path,
+        output_user_root: Path,
+        flags: tuple[str, ...] = (),
+        startup_flags: tuple[str, ...] = (),
+    ) -> None:
         self.workspace = workspace
         self.output_user_root = output_user_root
         self.flags = flags
+        self.startup_flags = startup_flags
         self._commands = 0
         output_user_root.mkdir(parents=True, exist_ok=True)
 
@@ -169,9 +177,10 @@ class Bazel:
     def _start(self, command: str, *arguments: str) -> RunningBazel:
         self._commands += 1
         log = self.output_user_root / f"command_{self._commands:03}_{command}.log"
+        startup = (f"--output_user_root={self.output_user_root}", "--max_idle_secs=600", *self.startup_flags)
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                ["bazel", f"--output_user_root={self.output_user_root}", "--max_idle_secs=600", command, *arguments],
+                ["bazel", *startup, command, *arguments],
                 cwd=self.workspace,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

@@ -10,6 +10,7 @@ Spec: REAPI, ContentAddressableStorage and ActionCache; google/bytestream/bytest
 from __future__ import annotations
 
 import re
+import struct
 from binascii import unhexlify
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,11 +46,21 @@ _DIGEST_ITEM = (
     rb"|\x42\x0a\x40.{64})"
 )
 _PLAIN_DIGESTS = re.compile(rb"(?:" + _DIGEST_ITEM + rb")*+", re.DOTALL)
-# Only ever run over what _PLAIN_DIGESTS matched whole, where each item begins at the previous one's end.
-_DIGEST_PARTS = re.compile(rb"(\x12.\x0a\x40(.{64})(?:\x10([\x80-\xff]*[\x01-\x7f]))?)", re.DOTALL)
+# Only ever run over what _PLAIN_DIGESTS matched whole, where each item begins at the previous one's end. In an item the
+# hash stands from byte 4 to 68, and the size's field behind it: slices of items cost less than groups.
+_DIGEST_ITEMS = re.compile(rb"\x12.\x0a\x40.{64}(?:\x10[\x80-\xff]*[\x01-\x7f])?", re.DOTALL)
 _LOWER_HEXADECIMAL = b"0123456789abcdef"
 _SHA256_KEY_PREFIX = bytes((DigestFunction.SHA256,))
-_SHA256_BYTES = 32
+_SHA256_PREFIX = _SHA256_KEY_PREFIX.hex().encode()
+_SHA256_KEYS = struct.Struct("33s")
+
+# What has one digest is matched whole: name, digest, and what follows in each request. That the name has the length it
+# claims is checked afterwards.
+_ONE_DIGEST = rb"(?:\x0a([\x01-\x7f])(.{1,127}?))?(" + _DIGEST_ITEM + rb")"
+_FIND_ONE = re.compile(_ONE_DIGEST + rb"(?:\x18\x01)?", re.DOTALL)
+_GET_ACTION_RESULT = re.compile(_ONE_DIGEST + rb"(\x18\x01)?(\x20\x01)?(?:\x30\x01)?", re.DOTALL)
+_ONE_DIGEST_BYTES = 2 + 127 + 75 + 6
+"""No request with one digest is longer, and behind more bytes these patterns need not look for one."""
 
 
 class RequestedBlob(NamedTuple):
@@ -91,6 +102,10 @@ def read_find_missing(data: bytes, offered: Collection[DigestFunction] = ALL_FUN
 
 def _read_plain_find_missing(data: bytes, offered: Collection[DigestFunction]) -> FindMissingRequest | None:
     """Read a request of the form that clients send: name, SHA-256 digests, function. None if it has another form."""
+    if DigestFunction.SHA256 not in offered:
+        return None
+    if len(data) <= _ONE_DIGEST_BYTES and (match := _FIND_ONE.fullmatch(data)) is not None:
+        return _find_one(match)
     start, end = 0, len(data)
     name = ""
     if data[:1] == b"\x0a" and end > 1 and data[1] < 0x80:
@@ -100,34 +115,38 @@ def _read_plain_find_missing(data: bytes, offered: Collection[DigestFunction]) -
         name = text(data, 2, start)
     if data[-2:] == b"\x18\x01" and end - start >= 2:
         end -= 2
-    if DigestFunction.SHA256 not in offered or not _PLAIN_DIGESTS.fullmatch(data, start, end):
+    if start == end or not _PLAIN_DIGESTS.fullmatch(data, start, end):
         return None
-    parts = _DIGEST_PARTS.findall(data, start, end)
-    hashes = b"".join([part[1] for part in parts])
+    items = _DIGEST_ITEMS.findall(data, start, end)
+    hashes = _SHA256_PREFIX + _SHA256_PREFIX.join([item[4:68] for item in items])
     if hashes.translate(None, _LOWER_HEXADECIMAL):
         return None
-    raw = unhexlify(hashes)
-    blobs = []
-    position = 0
-    for item, _, size in parts:
-        following = position + _SHA256_BYTES
-        blobs.append((item, _SHA256_KEY_PREFIX + raw[position:following], _PLAIN_SIZES[size]))
-        position = following
-    return FindMissingRequest(name, DigestFunction.SHA256, blobs)
+    keys = [key for (key,) in _SHA256_KEYS.iter_unpack(unhexlify(hashes))]
+    sizes = [_PLAIN_SIZES[item[68:]] for item in items]
+    return FindMissingRequest(name, DigestFunction.SHA256, list(zip(items, keys, sizes, strict=True)))
+
+
+def _find_one(match: re.Match[bytes]) -> FindMissingRequest | None:
+    name_length, name, item = match.groups()
+    hash_ = item[4:68]
+    if (name and name_length[0] != len(name)) or hash_.translate(None, _LOWER_HEXADECIMAL):
+        return None
+    blob = (item, _SHA256_KEY_PREFIX + unhexlify(hash_), _PLAIN_SIZES[item[68:]])
+    return FindMissingRequest(text(name, 0, len(name)) if name else "", DigestFunction.SHA256, [blob])
 
 
 class _PlainSizes(dict[bytes, int]):
-    """Sizes by their varints, decoded when first seen: a build asks for the same blobs over and over.
+    """Sizes by their fields, decoded when first seen: a build asks for the same blobs over and over.
 
     The bound keeps a client that asks for ever new sizes from growing it.
     """
 
     _LIMIT = 1 << 16
 
-    def __missing__(self, encoded: bytes) -> int:
+    def __missing__(self, field: bytes) -> int:
         if len(self) >= self._LIMIT:
             self.clear()
-        value = self[encoded] = read_varint(encoded, 0, len(encoded))[0] if encoded else 0
+        value = self[field] = read_varint(field, 1, len(field))[0] if field else 0
         return value
 
 
@@ -288,6 +307,26 @@ def read_get_action_result(data: bytes, offered: Collection[DigestFunction] = AL
         MalformedMessageError: The bytes are no such message.
         InvalidArgumentError: The digest is malformed, or its function is not offered.
     """
+    return _read_plain_get_action_result(data, offered) or _read_any_get_action_result(data, offered)
+
+
+def _read_plain_get_action_result(data: bytes, offered: Collection[DigestFunction]) -> ActionResultRequest | None:
+    """Read a request of the form that clients send. None if it has another form."""
+    if DigestFunction.SHA256 not in offered or len(data) > _ONE_DIGEST_BYTES:
+        return None
+    match = _GET_ACTION_RESULT.fullmatch(data)
+    if match is None:
+        return None
+    name_length, name, item, inline_stdout, inline_stderr = match.groups()
+    hash_ = item[4:68]
+    if (name and name_length[0] != len(name)) or hash_.translate(None, _LOWER_HEXADECIMAL):
+        return None
+    digest = Digest(hash_.decode(), _PLAIN_SIZES[item[68:]])
+    decoded_name = text(name, 0, len(name)) if name else ""
+    return ActionResultRequest(decoded_name, digest, inline_stdout is not None, inline_stderr is not None, [])
+
+
+def _read_any_get_action_result(data: bytes, offered: Collection[DigestFunction]) -> ActionResultRequest:
     name, digest = "", b""
     function_value = 0
     inline_stdout = inline_stderr = False

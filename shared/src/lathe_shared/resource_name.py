@@ -35,6 +35,11 @@ COMPRESSORS = frozenset({"zstd", "deflate", "brotli"})
 """Compressors that REAPI names for resource names; the service decides which of them it serves."""
 
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
+# What nearly all clients write: SHA-256 without its segment, nothing after the size, and a size that surely fits. The
+# greedy instance name makes the last resource word the one that counts.
+_PLAIN_BLOB = r"blobs/([0-9a-f]{64})/(0|[1-9][0-9]{0,17})"
+_PLAIN_READ = re.compile(rf"(?:(.+)/)?{_PLAIN_BLOB}", re.ASCII | re.DOTALL)
+_PLAIN_WRITE = re.compile(rf"(?:(.+)/)?uploads/([^/]+)/{_PLAIN_BLOB}", re.ASCII | re.DOTALL)
 _FUNCTION_SEGMENTS = frozenset(
     {"sha256", "sha1", "md5", "vso", "sha384", "sha512", "murmur3", "sha256tree", "blake3", "gitsha1"}
 )
@@ -84,6 +89,10 @@ def parse_read(name: str, offered: Collection[DigestFunction] = tuple(DigestFunc
         InvalidArgumentError: The name has none of the forms, or a part of it is malformed.
         UnimplementedError: It names a compressor that no specification knows.
     """
+    if DigestFunction.SHA256 in offered and len(name) <= MAX_LENGTH and (plain := _PLAIN_READ.fullmatch(name)):
+        instance_name, hash_, size = plain.groups("")
+        check_well_formed(instance_name)
+        return ReadResource(instance_name, Digest(hash_, int(size)))
     segments = _segments(name)
     first_error: InvalidArgumentError | UnimplementedError | None = None
     for index in _blob_words(segments):
@@ -106,6 +115,10 @@ def parse_write(name: str, offered: Collection[DigestFunction] = tuple(DigestFun
         InvalidArgumentError: The name has none of the forms, or a part of it is malformed.
         UnimplementedError: It names a compressor that no specification knows.
     """
+    if DigestFunction.SHA256 in offered and len(name) <= MAX_LENGTH and (plain := _PLAIN_WRITE.fullmatch(name)):
+        instance_name, upload_id, hash_, size = plain.groups("")
+        check_well_formed(instance_name)
+        return WriteResource(instance_name, upload_id, Digest(hash_, int(size)))
     segments = _segments(name)
     first_error: InvalidArgumentError | UnimplementedError | None = None
     for index in _blob_words(segments):

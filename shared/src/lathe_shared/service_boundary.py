@@ -257,14 +257,20 @@ async def _serve(path: str, rpc: Rpc, observer: RpcObserver, stream: grpclib.ser
 
 def _context(path: str, stream: grpclib.server.Stream[bytes, bytes]) -> RpcContext:
     h2_stream = stream._stream  # noqa: SLF001 -- where our transport keeps why a stream ended; grpclib does not tell
-    address: object = stream.peer.addr()
+    head = getattr(h2_stream, "head", None)
     return RpcContext(
         method=path,
-        peer=":".join(map(str, address[:2])) if isinstance(address, tuple) else str(address or "unix"),
+        # Our engine knows the peer's name already.
+        peer=_peer_name(stream) if head is None else head.peer,
         metadata=stream.metadata or {},
         deadline=stream.deadline,
         find_ended_by=lambda: getattr(h2_stream, "ended_by", None),
     )
+
+
+def _peer_name(stream: grpclib.server.Stream[bytes, bytes]) -> str:
+    address: object = stream.peer.addr()
+    return ":".join(map(str, address[:2])) if isinstance(address, tuple) else str(address or "unix")
 
 
 def _cancelled(context: RpcContext) -> tuple[Status, str]:

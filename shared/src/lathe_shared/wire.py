@@ -133,7 +133,8 @@ def _skip_group(data: bytes, position: int, end: int, number: int) -> int:
     while open_groups:
         tag, position = read_varint(data, position, end)
         number, wire_type = tag >> 3, tag & 7
-        if not 0 < number < _FIELD_NUMBER_LIMIT:
+        # Zero passes, since google-protobuf does not mind it inside of what it skips.
+        if number >= _FIELD_NUMBER_LIMIT:
             raise MalformedMessageError(f"no field has the number {number}, at byte {position}")
         if wire_type == START_GROUP:
             open_groups.append(number)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tests.contract.cas.blob_making import blob, content, missing, put, read, upload_name
 from tests.contract.cas.conftest import Stores
+from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.blob_store import BlobStore, UploadStatus
 from lathe_shared.digest import Digest, DigestFunction
@@ -47,6 +48,7 @@ async def test_a_range_is_the_same_as_a_slice(blobs: BlobStore, offset_bytes: in
     await put(blobs, data)
     expected = data[offset_bytes : offset_bytes + limit_bytes if limit_bytes else len(data)]
     assert await read(blobs, digest, offset_bytes, limit_bytes) == expected
+    assert blobs.read_at_once(digest, offset_bytes, limit_bytes) in (expected, None)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 100, 200_000])
@@ -66,6 +68,19 @@ async def test_a_blob_that_is_not_there_is_not_read(blobs: BlobStore) -> None:
     with pytest.raises(BlobNotFoundError):
         await read(blobs, there, 1000)
     assert await blobs.read_many([there, Digest.of(here), there]) == [None, here, None]
+
+
+async def test_what_is_read_at_once_is_small(lmdb: LmdbStore) -> None:
+    blobs = lmdb.blobs
+    small, large = await put(blobs, content(2 * CHUNK), content(2 * CHUNK + 1))
+    assert blobs.read_at_once(small) == content(2 * CHUNK)
+    assert blobs.read_at_once(Digest.of(b"")) == b""
+    assert blobs.read_at_once(large) is None
+    assert blobs.read_at_once(large, 1, 100) == content(2 * CHUNK + 1)[1:101]
+    with pytest.raises(BlobNotFoundError):
+        blobs.read_at_once(Digest.of(b"absent"))
+    with pytest.raises(OutOfRangeError):
+        blobs.read_at_once(small, small.size_bytes + 1)
 
 
 async def test_a_read_that_is_left_early_harms_nobody(blobs: BlobStore) -> None:

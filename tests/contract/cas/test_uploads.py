@@ -8,7 +8,7 @@ import pytest
 from tests.contract.cas.blob_making import blob, feed, missing, put, read, upload_name
 from tests.contract.cas.conftest import Stores
 
-from lathe_cas.blob_store import BlobStore, UploadStatus
+from lathe_cas.blob_store import BlobStore, UploadName, UploadStatus
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError
 
@@ -33,6 +33,38 @@ async def test_an_upload_becomes_a_blob_when_it_is_finished(
     assert await read(blobs, digest) == data
     assert blobs.upload_status(name) == UploadStatus(size_bytes, True)
     assert blobs.status().staged_bytes == 0
+
+
+@pytest.mark.parametrize("size_bytes", [*SIZES, 2 * CHUNK, 2 * CHUNK + 1])
+async def test_an_upload_in_one_piece_becomes_a_blob(blobs: BlobStore, size_bytes: int) -> None:
+    digest, data = blob(size_bytes)
+    for upload_id in ("one", "one", "other"):
+        await blobs.put_upload(UploadName("main", upload_id, digest), memoryview(data))
+    assert await read(blobs, digest) == data
+    assert (blobs.status().blobs, blobs.status().staged_bytes) == (1, 0)
+
+
+@pytest.mark.parametrize("size_bytes", [100, 2 * CHUNK + 1])
+async def test_an_upload_in_one_piece_is_verified(blobs: BlobStore, size_bytes: int) -> None:
+    digest, data = blob(size_bytes)
+    with pytest.raises(DigestMismatchError):
+        await blobs.put_upload(upload_name(digest), memoryview(b"\0" * 9 + data[9:]))
+    assert missing(blobs, digest) == [digest]
+    assert blobs.status().staged_bytes == 0
+
+
+@pytest.mark.parametrize("size_bytes", [100, 2 * CHUNK + 1])
+async def test_an_upload_in_one_piece_forgets_what_had_arrived(blobs: BlobStore, size_bytes: int) -> None:
+    digest, data = blob(size_bytes)
+    name, other = upload_name(digest), upload_name(digest, "other")
+    for begun in (name, other):
+        upload = await blobs.open_upload(begun)
+        await feed(upload, data[:50])
+        await upload.suspend()
+    staged_bytes = blobs.status().staged_bytes
+    await blobs.put_upload(name, memoryview(data))
+    assert await read(blobs, digest) == data
+    assert 2 * blobs.status().staged_bytes == staged_bytes > 0
 
 
 async def test_the_empty_blob_can_be_uploaded(blobs: BlobStore) -> None:

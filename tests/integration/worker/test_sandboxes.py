@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.support.required import require_programs
+from tests.support.waiting import eventually
 
 from lathe_worker.child_process import become_subreaper
 from lathe_worker.sandbox import ActionUser, ResourceLimits, Sandbox, SandboxResult, SandboxSpec
-from lathe_worker.sandboxes.bubblewrap_arguments import DEFAULT_READABLE_PATHS, host_view
+from lathe_worker.sandboxes.bubblewrap_arguments import DEFAULT_READABLE_PATHS, ProcView, host_view, user_prefix
 from lathe_worker.sandboxes.bubblewrap_sandbox import BubblewrapSandbox
 from lathe_worker.sandboxes.plain_process_sandbox import PlainProcessSandbox
 from lathe_worker.work_directory import WorkDirectories
@@ -180,3 +181,45 @@ async def test_limits_apply(open_directory: Path) -> None:
     ran = await runner.run("ulimit -n; ulimit -c; head -c 5000 /dev/zero > file; echo $?", limits=limits)
 
     assert ran.stdout.split() == [b"77", b"0", b"153"]  # SIGXFSZ
+
+
+async def test_a_shared_proc_shows_who_runs_but_leads_into_nobody(open_directory: Path) -> None:
+    require_programs("bwrap")
+    become_subreaper()
+    user = ActionUser(64321, 64321) if os.geteuid() == 0 else None
+    view = host_view(DEFAULT_READABLE_PATHS, [])
+    runner = Runner(BubblewrapSandbox(view, action_user=user, proc=(ProcView.SHARED,)), open_directory)
+    # Of the actions' own user, as other actions and the outer bwrap are: only the user namespace is in between.
+    command = [*user_prefix(user), "/bin/sleep", "86399.5"]
+    other = await asyncio.create_subprocess_exec(*command, env={"SECRET": "hush"})
+    try:
+        eventually(lambda: b"sleep" in Path(f"/proc/{other.pid}/cmdline").read_bytes(), "it is the command")
+        script = (
+            f"cd /proc/{other.pid} && tr '\\0' ' ' < cmdline; for way in environ maps mem auxv io; do "
+            "head -c 1 $way > /dev/null 2>&1 && echo $way; done; for way in root cwd fd/0; do readlink $way "
+            "> /dev/null 2>&1 && echo $way; done; echo 900 2> /dev/null > oom_score_adj && echo oom_score_adj; true"
+        )
+        outside = await asyncio.create_subprocess_exec(
+            *user_prefix(user), "/bin/sh", "-c", script, stdout=asyncio.subprocess.PIPE
+        )
+        seen_outside, _ = await outside.communicate()
+        ran = await runner.run(f"readlink /proc/self/exe; {script}")
+    finally:
+        other.kill()
+        await other.wait()
+
+    assert {b"environ", b"root", b"cwd", b"fd/0", b"oom_score_adj"} <= set(seen_outside.split())
+    assert ran.stdout.split() == [b"/usr/bin/readlink", b"/bin/sleep", b"86399.5"], ran.stderr
+
+
+async def test_the_level_of_protection_names_what_proc_is(open_directory: Path) -> None:
+    require_programs("bwrap")
+    become_subreaper()
+    user = ActionUser(64321, 64321) if os.geteuid() == 0 else None
+    for choice, words in (
+        (ProcView.FRESH, "own /proc"),
+        (ProcView.SHARED, "the worker's /proc"),
+        (ProcView.NONE, "no /proc"),
+    ):
+        sandbox = BubblewrapSandbox(host_view(DEFAULT_READABLE_PATHS, []), action_user=user, proc=(choice,))
+        assert words in await sandbox.probe(Runner(sandbox, open_directory).work.make().path)

@@ -52,8 +52,8 @@ OWN_COMMAND = Command((str(Path(sys.executable).parent / "lathe-worker"),))
 def unprivileged_command() -> Command:
     """Return how to start the worker as a user without rights.
 
-    That user may be kept from this checkout, and from this interpreter, if they lie in root's home directory. The one is
-    shown elsewhere; for the other, one of the same version that the machine has for all will do.
+    That user may be kept from this checkout, and from this interpreter, if they lie in root's home directory. The one
+    is shown elsewhere; for the other, one of the same version that the machine has for all will do.
     """
     if os.geteuid() != 0:
         return OWN_COMMAND

@@ -45,7 +45,7 @@ class Log:
             for seed in seeds:
                 data = content(100, seed)
                 keys.append(Digest.of(data).key)
-                assert batch.put_blob(keys[-1], 100, cut(data))
+                batch.add_blob(keys[-1], 100, cut(data))
             batch.finish()
         return keys
 
@@ -224,11 +224,11 @@ def test_the_sweep_drops_duplicates(environment: LmdbEnvironment) -> None:
         assert record is not None
         batch.drop_blob(key, record)
         for _ in range(2):
-            batch.put_blob(key, 100, cut(content(100, 1)))
+            batch.add_blob(key, 100, cut(content(100, 1)))
             record = batch.blob(key)
             assert record is not None
             batch.drop_blob(key, record)
-        batch.put_blob(key, 100, cut(content(100, 1)))
+        batch.add_blob(key, 100, cut(content(100, 1)))
         batch.finish()
     assert log.entries() == 4
     log.sweep()

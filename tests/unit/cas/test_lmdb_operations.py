@@ -128,7 +128,7 @@ def test_a_large_blob_becomes_garbage_that_is_freed_in_steps(environment: LmdbEn
     data = content(100 * CHUNK + 5)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1))
-        assert batch.put_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data))
         batch.finish()
     disk_bytes = environment.read_totals().stored_bytes
     freed: list[int] = []
@@ -155,7 +155,7 @@ def test_room_is_made_by_freeing_garbage_too(environment: LmdbEnvironment) -> No
     policy = EvictionPolicy(110 * 65_600)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
-        batch.put_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data))
         batch.finish()
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
@@ -173,7 +173,7 @@ def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment
     policy = EvictionPolicy(2_000)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, touches)
-        batch.put_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data))
         batch.finish()
     touches.blobs.add(Digest.of(data).key)
     with environment.env.begin(write=True) as txn:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lathe_shared import resource_name
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError, LatheError, UnimplementedError
 from lathe_shared.instance_name import RESERVED_SEGMENTS
@@ -161,3 +164,40 @@ def test_no_arrangement_of_words_breaks_the_parser(words: list[str]) -> None:
     for parse in (parse_read, parse_write):
         with contextlib.suppress(LatheError):
             parse("/".join(words))
+
+
+SEGMENTS = [
+    "blobs",
+    "uploads",
+    "compressed-blobs",
+    "zstd",
+    "sha256",
+    "main",
+    "",
+    H,
+    SHA1.hash,
+    H.upper(),
+    "3",
+    "03",
+    "u\n",
+]
+
+
+@pytest.mark.parametrize("parse", [parse_read, parse_write])
+@given(parts=st.lists(st.sampled_from(SEGMENTS), max_size=9), ending=st.sampled_from(["", f"/blobs/{H}/3"]))
+def test_plain_names_are_read_like_all_others(
+    parse: Callable[[str], ReadResource | WriteResource], parts: list[str], ending: str
+) -> None:
+    name = "/".join(parts) + ending
+
+    def outcome() -> ReadResource | WriteResource | str:
+        try:
+            return parse(name)
+        except LatheError as error:
+            return f"{type(error).__name__}: {error}"
+
+    fast = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        for pattern in ("_PLAIN_READ", "_PLAIN_WRITE"):
+            patch.setattr(resource_name, pattern, re.compile("(?!)"))
+        assert outcome() == fast

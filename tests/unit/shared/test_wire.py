@@ -223,6 +223,40 @@ def test_find_missing_agrees_with_google_protobuf_on_anything(data: st.DataObjec
     assert [(k[1:].hex(), s) for _, k, s in found.blobs] == [_view_digest(d) for d in expected.blob_digests]
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_get_action_result_agrees_with_google_protobuf_on_anything(data: st.DataObject) -> None:
+    cls = reapi_class("GetActionResultRequest")
+    strategy = message_bytes(cls)
+    raw = data.draw(st.one_of(strategy, damaged(strategy)))
+    try:
+        expected: Any = cls.FromString(raw)
+    except DecodeError:
+        with pytest.raises(wire.MalformedMessageError):
+            cas_wire.read_get_action_result(raw)
+        return
+    try:
+        found = cas_wire.read_get_action_result(raw)
+    except InvalidArgumentError as error:
+        assert not isinstance(error, wire.MalformedMessageError)  # noqa: PT017  # the class is the point
+        return
+    assert found.instance_name == expected.instance_name
+    assert (found.digest.hash, found.digest.size_bytes) == _view_digest(expected.action_digest)
+    assert (found.inline_stdout, found.inline_stderr) == (expected.inline_stdout, expected.inline_stderr)
+    assert list(found.inline_output_files) == list(expected.inline_output_files)
+
+
+@pytest.mark.parametrize("lie", [-1, 1])
+def test_a_name_that_lies_about_its_length_is_no_plain_request(lie: int) -> None:
+    digest = Digest.of(b"abc")
+    request = bytearray(wire.string_field(1, "main") + wire.message_field(2, digest.wire))
+    request[1] += lie
+
+    for reader in (cas_wire.read_find_missing, cas_wire.read_get_action_result):
+        with pytest.raises(wire.MalformedMessageError):
+            reader(bytes(request))
+
+
 @given(st.text(max_size=5), sized, st.booleans(), st.booleans(), st.lists(st.text(max_size=3), max_size=3))
 def test_get_action_result_reads_what_betterproto_wrote(
     name: str, digest: Digest, out: bool, err: bool, files: list[str]
@@ -346,6 +380,13 @@ def test_a_good_directory_passes() -> None:
     contents.check()
     assert [f.name for f in contents.files] == ["a" * 200, "ä"]
     assert [f.is_executable for f in contents.files] == [True, False]
+
+
+def test_what_is_inside_of_an_unknown_group_may_have_the_number_zero() -> None:
+    raw = b"\x0b\x00\x20\x0c"
+
+    reapi_class("BatchReadBlobsRequest").FromString(raw)  # raises if it is malformed
+    assert cas_wire.read_batch_read(raw).digests == []
 
 
 def test_groups_nested_too_deep_are_refused() -> None:

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from lathe_shared.errors import LatheError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from lathe_shared.digest import Digest
-    from lathe_shared.errors import LatheError
 
 T = TypeVar("T")
 
@@ -145,6 +146,18 @@ class BlobStore(ABC):
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """Return whole blobs, verified; None for one that is not there. The caller bounds their total size."""
 
+    def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:  # noqa: ARG002
+        """Return what ``read`` would, if it is so little that it may be fetched inline; None if it is to be read.
+
+        Called inline on the event loop, so it must not block. Most blobs are small, and for them the rest of what a
+        stream costs is more than the look-up.
+
+        Raises:
+            BlobNotFoundError: As ``read`` does.
+            OutOfRangeError: As ``read`` does.
+        """
+        return None
+
     @abstractmethod
     def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
         """Return a blob's bytes in pieces of some size, verified.
@@ -170,6 +183,33 @@ class BlobStore(ABC):
         Raises:
             ResourceExhaustedError: The blob is larger than the store's limit.
         """
+
+    async def put_upload(self, name: UploadName, data: memoryview) -> None:
+        """Verify and store a blob whose upload came in one piece; what had arrived under its name is forgotten.
+
+        Returns at once if the blob is there already.
+
+        Args:
+            name: Which upload.
+            data: As many bytes as the digest has, at least one; not changed by the caller afterwards.
+
+        Raises:
+            DigestMismatchError: The bytes are not the blob.
+            AbortedError: Another stream has taken this upload over.
+            ResourceExhaustedError: No room is left.
+        """
+        if self.upload_status(name).complete:
+            return
+        upload = await self.open_upload(name, restart=True)
+        try:
+            await upload.append([data], len(data))
+        except LatheError:
+            await upload.abandon()
+            raise
+        except BaseException:
+            upload.suspend_soon()
+            raise
+        await upload.finish()
 
     @abstractmethod
     def upload_status(self, name: UploadName) -> UploadStatus:

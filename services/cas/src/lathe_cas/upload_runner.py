@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from lathe_shared.resource_name import WriteResource
 
 
-async def run_upload(messages: AsyncIterator[bytes], store: BlobStore, parse: Callable[[str], WriteResource]) -> int:
+async def run_upload(
+    messages: AsyncIterator[bytes],
+    store: BlobStore,
+    parse: Callable[[str], WriteResource],
+    count: Callable[[int], None] = lambda _: None,
+) -> int:
     """Receive one Write stream and return its committed size.
 
     Returns before the stream ends when the blob is there already, or appears meanwhile by another stream's work.
@@ -25,6 +30,7 @@ async def run_upload(messages: AsyncIterator[bytes], store: BlobStore, parse: Ca
         messages: The serialized WriteRequests.
         store: Where the blob goes.
         parse: Turns the resource name into what it names; refuses instances and compressors that are not served.
+        count: Told the size of each message.
 
     Raises:
         InvalidArgumentError: The stream breaks the protocol, or its bytes are not the blob.
@@ -35,17 +41,23 @@ async def run_upload(messages: AsyncIterator[bytes], store: BlobStore, parse: Ca
     """
     session = UploadSession(parse)
     async for message in messages:
+        count(len(message))
         session.receive(read_write_request(message))
         break
     session.end_of_stream()
     resource = session.resource
     name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+    whole = session.whole
+    if whole is not None:
+        # As most blobs come: there is nothing to resume, so nothing to open.
+        await store.put_upload(name, whole)
+        return resource.digest.size_bytes
     if store.upload_status(name).complete:
         return resource.digest.size_bytes
     upload = await store.open_upload(name, restart=session.restarts)
     try:
         session.opened(upload.committed_bytes)
-        if not await _receive(messages, session, store, name, upload):
+        if not await _receive(messages, session, store, name, upload, count):
             await upload.abandon()
             return resource.digest.size_bytes
     except LatheError:
@@ -61,11 +73,17 @@ async def run_upload(messages: AsyncIterator[bytes], store: BlobStore, parse: Ca
 
 
 async def _receive(
-    messages: AsyncIterator[bytes], session: UploadSession, store: BlobStore, name: UploadName, upload: Upload
+    messages: AsyncIterator[bytes],
+    session: UploadSession,
+    store: BlobStore,
+    name: UploadName,
+    upload: Upload,
+    count: Callable[[int], None],
 ) -> bool:
     """Receive until the stream ends or is finished; False if the blob has appeared meanwhile."""
     if not session.is_finished():
         async for message in messages:
+            count(len(message))
             session.receive(read_write_request(message))
             if session.is_finished():
                 break

@@ -79,6 +79,14 @@ class UploadSession:
         """Whether the stream begins at the blob's first byte, and so anew whatever had arrived before."""
         return self._first is not None and self._first.write_offset == 0
 
+    @property
+    def whole(self) -> memoryview | None:
+        """The blob, if the first message brought all of it; None if not, or if it has no bytes."""
+        first = self._first
+        if first is None or not first.finish_write or first.write_offset or not first.data:
+            return None
+        return first.data if len(first.data) == self.resource.digest.size_bytes else None
+
     def is_finished(self) -> bool:
         """Whether all bytes are there and the client said so."""
         return self.state is UploadState.FINISHED

@@ -66,12 +66,18 @@ class ByteStreamServicer(Servicer):
             raise InvalidArgumentError("read_offset", f"{request.read_offset} is negative")
         if request.read_limit < 0:
             raise InvalidArgumentError("read_limit", f"{request.read_limit} is negative")
+        whole = self._store.read_at_once(resource.digest, request.read_offset, request.read_limit)
+        if whole is not None:
+            if whole:
+                self._counters.sent_bytes += len(whole)
+                yield cas_wire.read_response_prefix(len(whole)) + whole
+            return
         async for piece in self._store.read(resource.digest, request.read_offset, request.read_limit):
             self._counters.sent_bytes += len(piece)
             yield cas_wire.read_response_prefix(len(piece)) + piece
 
     async def _write(self, messages: AsyncIterator[bytes], _context: RpcContext) -> bytes:
-        committed_bytes = await run_upload(self._counted(messages), self._store, self._parse_write)
+        committed_bytes = await run_upload(messages, self._store, self._parse_write, self._count_received)
         return cas_wire.write_response(committed_bytes)
 
     def _query_write_status(self, data: bytes, _context: RpcContext) -> bytes:
@@ -79,10 +85,8 @@ class ByteStreamServicer(Servicer):
         name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
         return cas_wire.query_write_status_response(*self._store.upload_status(name))
 
-    async def _counted(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        async for message in messages:
-            self._counters.received_bytes += len(message)
-            yield message
+    def _count_received(self, size_bytes: int) -> None:
+        self._counters.received_bytes += size_bytes
 
     def _parse_write(self, name: str) -> WriteResource:
         return self._served(parse_write(name, self._functions))

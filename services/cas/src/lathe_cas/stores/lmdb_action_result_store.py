@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
+@functools.cache
+def _reference(key_bytes: int) -> struct.Struct:
+    """Return the form of one reference: the blob's key and its size as ``BlobRecord`` has it."""
+    return struct.Struct(f">{key_bytes}s{records.SIZE.size}s")
+
+
 class LmdbActionResultStore(ActionResultStore):
     """Action results in one LMDB environment.
 
@@ -39,8 +46,8 @@ class LmdbActionResultStore(ActionResultStore):
         digest_key = action_digest.key
         key = records.action_result_key(instance_name, digest_key)
         environment = self._environment
-        with environment.read() as txn:
-            value = txn.get(key, db=environment.action_results)
+        with environment.env.begin() as txn:
+            value = txn.get(key, None, environment.action_results)
             if value is None:
                 return None
             record = records.ActionResultRecord.unpack(value)
@@ -54,7 +61,8 @@ class LmdbActionResultStore(ActionResultStore):
             touched = self._find_references(txn, payload[:end], len(digest_key))
         if touched is None:
             return None
-        self._storage.touches.blobs.update(touched)
+        if touched:
+            self._storage.touches.blobs.update(touched)
         if record.step < self._storage.step():
             self._storage.touches.action_results.add(key)
         return FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
@@ -65,9 +73,11 @@ class LmdbActionResultStore(ActionResultStore):
         step = records.STEP.pack(self._storage.step())
         get = txn.get
         touched: list[bytes] = []
-        for key, size in struct.iter_unpack(f">{key_bytes}s8s", packed):
-            value = get(key, None, database)
-            if value is None or value[:8] != size:
+        for key, size in _reference(key_bytes).iter_unpack(packed):
+            value = get(key, b"", database)
+            if value[:12] == size + step:
+                continue
+            if value[:8] != size:
                 return None
             if value[8:12] < step:
                 touched.append(key)
@@ -76,9 +86,11 @@ class LmdbActionResultStore(ActionResultStore):
     @override
     async def put(self, instance_name: str, action_digest: Digest, stored: StoredActionResult) -> None:
         digest_key = action_digest.key
-        pack = struct.Struct(f">{len(digest_key)}sQ").pack
+        pack = _reference(len(digest_key)).pack
         references = [
-            pack(key, size_bytes) for key, size_bytes in stored.references if size_bytes or key not in EMPTY_KEYS
+            pack(key, records.SIZE.pack(size_bytes))
+            for key, size_bytes in stored.references
+            if size_bytes or key not in EMPTY_KEYS
         ]
         # The ActionResult of a successful action without outputs is no bytes at all; it then has no chunks either.
         payload = b"".join((*references, stored.action_result))

@@ -142,19 +142,12 @@ class WriteBatch:
         value = self.txn.get(key, db=self.environment.blobs)
         return None if value is None else records.BlobRecord.unpack(value)
 
-    def put_blob(self, key: bytes, size_bytes: int, chunks: Sequence[Chunk]) -> bool:
-        """Store a whole, verified blob; only touch it if it is there. Room is reserved already.
-
-        Returns:
-            Whether it is new.
-        """
-        if self.touch(KIND_BLOB, key):
-            return False
+    def add_blob(self, key: bytes, size_bytes: int, chunks: Sequence[Chunk]) -> None:
+        """Store a whole, verified blob that is not there. Room is reserved already."""
         storage_id = self.new_storage_id()
         put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
         disk_bytes = sum(chunk.disk_bytes for chunk in chunks)
         self._index_blob(key, size_bytes, storage_id, len(chunks), disk_bytes)
-        return True
 
     def publish_upload(self, key: bytes, size_bytes: int, upload_key: bytes, upload: records.UploadRecord) -> bool:
         """Turn a whole, verified upload into a blob: one record put, one deleted.

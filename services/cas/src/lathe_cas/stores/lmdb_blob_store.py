@@ -15,7 +15,7 @@ from typing_extensions import override
 from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
-from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, RemoveBlobs
+from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
 from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import (
@@ -61,23 +61,35 @@ class LmdbBlobStore(BlobStore):
         self._storage = storage
         self._environment = storage.environment
         self._loop = asyncio.get_running_loop()
+        self._fresh = records.FreshRecords(storage.step())
 
     @override
     def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
         missing: list[T] = []
         database = self._environment.blobs
-        touched = self._storage.touches.blobs
-        step = records.STEP.pack(self._storage.step())
+        fresh = self._fresh_records()
         with self._environment.env.begin() as txn:
             get = txn.get
             for token, key, size_bytes in wanted:
-                value = get(key, None, database)
-                if value is None or value[:8] != size_bytes.to_bytes(8, "big"):
-                    if size_bytes or key not in EMPTY_KEYS:
-                        missing.append(token)
-                elif value[8:12] < step:
-                    touched.add(key)
+                value = get(key, b"", database)
+                # The way of nearly all look-ups: the blob is there and was used a moment ago.
+                if value[:12] != fresh[size_bytes] and not self._is_there(key, size_bytes, value):
+                    missing.append(token)
         return missing
+
+    def _fresh_records(self) -> records.FreshRecords:
+        step = self._storage.step()
+        if self._fresh.step != step:
+            self._fresh = records.FreshRecords(step)
+        return self._fresh
+
+    def _is_there(self, key: bytes, size_bytes: int, value: bytes) -> bool:
+        """Tell whether a record, or none, is that of a blob with this size, and touch it if it is due."""
+        if value[records.BLOB_SIZE] != records.SIZE.pack(size_bytes):
+            return not size_bytes and key in EMPTY_KEYS
+        if value[records.BLOB_STEP] < self._fresh.step_bytes:
+            self._storage.touches.blobs.add(key)
+        return True
 
     @override
     async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
@@ -112,16 +124,33 @@ class LmdbBlobStore(BlobStore):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     @override
-    async def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+    def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
+        size_bytes = digest.size_bytes
+        end = min(size_bytes, offset_bytes + limit_bytes) if limit_bytes else size_bytes
+        if end - offset_bytes > INLINE_BYTES:
+            return None
+        if end <= offset_bytes:
+            # Nothing to fetch; whether the blob is there is to be told all the same.
+            self._check_readable(digest, offset_bytes)
+            return b""
+        pieces = self._read_segment(digest, offset_bytes, end)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _check_readable(self, digest: Digest, offset_bytes: int) -> None:
         if not digest.is_empty and self.find_missing([(digest, digest.key, digest.size_bytes)]):
             raise BlobNotFoundError(digest)
         if offset_bytes > digest.size_bytes:
             raise OutOfRangeError(f"read_offset {offset_bytes} is past the end of blob {digest}")
-        end = min(digest.size_bytes, offset_bytes + limit_bytes) if limit_bytes else digest.size_bytes
-        if end - offset_bytes <= INLINE_BYTES:
-            if end > offset_bytes:
-                yield b"".join(self._read_segment(digest, offset_bytes, end))
+
+    @override
+    async def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+        data = self.read_at_once(digest, offset_bytes, limit_bytes)
+        if data is not None:
+            if data:
+                yield data
             return
+        self._check_readable(digest, offset_bytes)
+        end = min(digest.size_bytes, offset_bytes + limit_bytes) if limit_bytes else digest.size_bytes
         position = offset_bytes
         fetched = self._fetch(digest, position, end)
         try:
@@ -150,15 +179,16 @@ class LmdbBlobStore(BlobStore):
         first = start // records.CHUNK_BYTES
         count = -(-stop // records.CHUNK_BYTES) - first
         key = digest.key
-        with self._environment.read() as txn:
-            value = txn.get(key, db=self._environment.blobs)
-            if value is None or value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
+        environment = self._environment
+        with environment.env.begin() as txn:
+            value = txn.get(key, b"", environment.blobs)
+            if value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
                 raise BlobNotFoundError(digest)
             if value[records.BLOB_STEP] < records.STEP.pack(self._storage.step()):
                 self._storage.touches.blobs.add(key)
             storage_id = records.BlobRecord.unpack(value).storage_id
             try:
-                pieces = read_chunks(txn, self._environment.chunks, storage_id, first, count)
+                pieces = read_chunks(txn, environment.chunks, storage_id, first, count)
             except ChunkDamagedError as error:
                 self._loop.call_soon_threadsafe(self._drop_damaged, digest, error)
                 raise BlobNotFoundError(digest) from error
@@ -183,6 +213,19 @@ class LmdbBlobStore(BlobStore):
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
         return await open_lmdb_upload(self._storage, self.active_uploads, name, restart=restart)
+
+    @override
+    async def put_upload(self, name: UploadName, data: memoryview) -> None:
+        if len(data) > INLINE_BYTES:
+            await super().put_upload(name, data)
+            return
+        # Whether it is there already is for the writer to see. Each look into LMDB lets go of the GIL, and getting it
+        # back from a writer at work takes longer than all else that there is to do here.
+        blob = _prepare(name.digest, data)
+        if isinstance(blob, LatheError):
+            raise blob
+        if blob is not None:
+            await self._storage.writer.submit(PutUpload(name, blob))
 
     @override
     def upload_status(self, name: UploadName) -> UploadStatus:

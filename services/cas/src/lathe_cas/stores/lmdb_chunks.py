@@ -79,20 +79,26 @@ def read_chunks(
     Raises:
         ChunkDamagedError: One of them is absent or damaged.
     """
+    if not count:
+        return []
     cursor = txn.cursor(database)
-    found = cursor.set_range(CHUNK_PREFIX.pack(storage_id, first_number))
+    prefix = CHUNK_PREFIX.pack(storage_id, first_number)
+    found = cursor.set_range(prefix)
     pieces: list[bytes] = []
-    for number in range(first_number, first_number + count):
-        key = cursor.key() if found else b""
-        if key[:12] != CHUNK_PREFIX.pack(storage_id, number):
+    number = first_number
+    while True:
+        # Behind the last entry both are empty.
+        key, data = cursor.item() if found else (b"", b"")
+        if key[:12] != prefix:
             raise ChunkDamagedError(storage_id, number, "not there")
-        data = cursor.value()
         if xxhash.xxh3_64_digest(data) != key[12:]:
             raise ChunkDamagedError(storage_id, number, "its bytes do not match their checksum")
         pieces.append(data)
-        if len(pieces) < count:
-            found = cursor.next()
-    return pieces
+        if len(pieces) == count:
+            return pieces
+        number += 1
+        prefix = CHUNK_PREFIX.pack(storage_id, number)
+        found = cursor.next()
 
 
 def delete_chunks(

@@ -19,6 +19,7 @@ from lathe_shared.errors import AbortedError, LatheError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lathe_cas.blob_store import UploadName
     from lathe_cas.stores.lmdb_batch import WriteBatch
     from lathe_cas.stores.lmdb_chunks import Chunk
 
@@ -84,8 +85,39 @@ class PutBlobs(Operation[list[LatheError | None]]):
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
         except LatheError as error:
             return error
-        batch.put_blob(blob.key, blob.size_bytes, blob.chunks)
+        batch.add_blob(blob.key, blob.size_bytes, blob.chunks)
         return None
+
+
+@dataclass(slots=True)
+class PutUpload(Operation[None]):
+    """Store a blob that came as a whole, and forget what is staged of it under the same name.
+
+    Attributes:
+        name: The upload.
+        blob: What to store.
+    """
+
+    name: UploadName
+    blob: NewBlob
+
+    @property
+    @override
+    def cost_bytes(self) -> int:
+        return self.blob.size_bytes
+
+    @override
+    def apply(self, batch: WriteBatch) -> None:
+        blob = self.blob
+        if not batch.touch(KIND_BLOB, blob.key):
+            batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
+            batch.add_blob(blob.key, blob.size_bytes, blob.chunks)
+        if batch.totals.staged_bytes:
+            name = self.name
+            upload_key = records.upload_key(name.instance_name, name.upload_id, blob.key, blob.size_bytes)
+            staged = batch.upload(upload_key)
+            if staged is not None:
+                batch.drop_upload(upload_key, staged)
 
 
 @dataclass(slots=True)
@@ -232,7 +264,7 @@ class PublishUpload(Operation[None]):
             return
         batch.reserve(sum(chunk.disk_bytes for chunk in self.last.chunks) + _INDEX)
         if record is None:
-            batch.put_blob(self.key, self.size_bytes, self.last.chunks)
+            batch.add_blob(self.key, self.size_bytes, self.last.chunks)
             return
         if self.last.chunks or self.last.restart:
             record = self.last.stage(batch, record)

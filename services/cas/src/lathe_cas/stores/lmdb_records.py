@@ -6,6 +6,7 @@ big-endian, so that LMDB's byte order is numeric order.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from dataclasses import dataclass
@@ -66,6 +67,28 @@ class BlobRecord(NamedTuple):
 _BLOB = struct.Struct(">QIQQQIBB")
 BLOB_SIZE = slice(0, 8)
 BLOB_STEP = slice(8, 12)
+
+
+class FreshRecords(dict[int, bytes]):
+    """How the record of a blob begins that was touched in a step already, by the blob's size.
+
+    Args:
+        step: The touch step.
+    """
+
+    _LIMIT = 1 << 16
+    """Sizes remembered; a bound, since clients choose them."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+        self.step_bytes = STEP.pack(step)
+
+    def __missing__(self, size_bytes: int) -> bytes:
+        if len(self) >= self._LIMIT:
+            self.clear()
+        begin = self[size_bytes] = SIZE.pack(size_bytes) + self.step_bytes
+        return begin
 
 
 class UploadRecord(NamedTuple):
@@ -223,6 +246,12 @@ def blob_disk_bytes(size_bytes: int) -> int:
     return whole * chunk_disk_bytes(CHUNK_BYTES) + (chunk_disk_bytes(rest) if rest else 0)
 
 
+@functools.lru_cache(maxsize=1024)
+def instance_name_hash(name: str) -> bytes:
+    """Return ``name_hash``, remembered: each request names one of a few instances."""
+    return name_hash(name)
+
+
 def name_hash(name: str) -> bytes:
     """Return 16 bytes that stand for a name of any length in a key."""
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
@@ -230,12 +259,12 @@ def name_hash(name: str) -> bytes:
 
 def upload_key(instance_name: str, upload_id: str, digest_key: bytes, size_bytes: int) -> bytes:
     """Return the key of ``uploads``."""
-    return name_hash(instance_name) + name_hash(upload_id) + SIZE.pack(size_bytes) + digest_key
+    return instance_name_hash(instance_name) + name_hash(upload_id) + SIZE.pack(size_bytes) + digest_key
 
 
 def action_result_key(instance_name: str, digest_key: bytes) -> bytes:
     """Return the key of ``action_results``."""
-    return name_hash(instance_name) + digest_key
+    return instance_name_hash(instance_name) + digest_key
 
 
 ACTION_RESULT_DIGEST_KEY = slice(16, None)
