@@ -8,6 +8,7 @@ import datetime
 import json
 import re
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -137,4 +138,6 @@ def _cas_command(engine: str, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
+    # As with Ctrl-C: the servers end, and their data goes.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())
