@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, 
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import Upload, UploadStatus
 from lathe_cas.stores import lmdb_access_log, lmdb_committer, lmdb_writer
+from lathe_cas.stores.lmdb_upload import LmdbUpload
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
 
@@ -197,10 +197,13 @@ async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp
     with pytest.raises(ResourceExhaustedError):
         await feed_and(upload, data[upload.committed_bytes :], upload.finish)
     upload = await store.blobs.open_upload(upload_name(digest))
-    # Whether the refusal of what was fed first has come by the time of the second is up to the writer's thread.
-    with contextlib.suppress(ResourceExhaustedError):
-        await feed(upload, data[:STAGE])
-        await feed(upload, data[:STAGE])
+    assert isinstance(upload, LmdbUpload)
+    # One stage, which no later append can hear of: its refusal is there when the upload is abandoned, and not before.
+    await feed(upload, data[:STAGE])
+    await upload._settle_hashing()
+    (stage,) = upload._stages
+    with pytest.raises(ResourceExhaustedError):
+        await asyncio.shield(stage)
     await upload.abandon()
     assert store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
     await store.recount()
