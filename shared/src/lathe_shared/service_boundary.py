@@ -137,10 +137,6 @@ class Servicer(abc.ABC):
     def rpcs(self) -> Mapping[str, Rpc]:
         """Return the methods that are served, by their names."""
 
-    def __mapping__(self) -> Mapping[str, Handler]:
-        """Return the handlers in grpclib's form, without metrics."""
-        return handlers([self], RpcObserver(None))
-
 
 def handlers(servicers: Iterable[Servicer], observer: RpcObserver) -> dict[str, Handler]:
     """Return grpclib's handlers for all methods, observed."""

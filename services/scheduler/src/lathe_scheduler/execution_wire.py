@@ -17,8 +17,6 @@ from lathe_shared.wire import scan, signed_32, signed_64, text
 RawDigest = tuple[str, int]
 """Hash and size, neither checked."""
 
-NO_DIGEST: RawDigest = ("", 0)
-
 
 @dataclass(frozen=True, slots=True)
 class ExecuteRequest:
