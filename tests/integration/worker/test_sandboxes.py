@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,18 @@ async def test_exit_codes_are_the_command_s(runner: Runner, code: int) -> None:
 @pytest.mark.parametrize(("name", "number"), [("HUP", 1), ("KILL", 9), ("ABRT", 6), ("TERM", 15)])
 async def test_signals_are_exit_codes(runner: Runner, name: str, number: int) -> None:
     assert (await runner.run(f"kill -{name} $$; sleep 1000")).result.exit_code == 128 + number
+
+
+async def test_what_the_worker_ignores_an_action_does_not(runner: Runner) -> None:
+    # As under nohup: a process that ignores a signal has those that it starts ignore it, too.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ran = await runner.run("kill -HUP $$; exit 3")
+        os.kill(os.getpid(), signal.SIGHUP)  # which ends nobody here
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    assert ran.result.exit_code == 128 + signal.SIGHUP
 
 
 @pytest.mark.parametrize(("program", "code"), [("no-such", 127), ("/no/such", 127), ("/etc/passwd", 126)])

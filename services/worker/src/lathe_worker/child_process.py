@@ -21,11 +21,25 @@ if TYPE_CHECKING:
     import resource
     from collections.abc import Coroutine, Mapping, Sequence
     from pathlib import Path
+    from types import FrameType
     from typing import Any
 
 T = TypeVar("T")
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_PASSED_ON_IF_IGNORED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGALRM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+)
+"""Signals that a shell or a supervisor may have us ignore. Those that Python itself ignores, Popen sets back."""
 _KIBIBYTE = 1024  # Linux counts ru_maxrss in these
 
 
@@ -120,6 +134,7 @@ def spawn(
     Raises:
         OSError: It cannot be started.
     """
+    _handle_ignored_signals()
     process = subprocess.Popen(
         argv,
         executable=program,
@@ -134,6 +149,21 @@ def spawn(
     # This module waits for the process by itself; a Popen object that believes it runs would warn about it.
     process.returncode = 0
     return ChildProcess(process.pid)
+
+
+def _handle_ignored_signals() -> None:
+    """Have the signals that this process ignores, as under nohup, handled by doing nothing.
+
+    To the process that is the same. But what is ignored stays so in a program that it starts, and what is handled
+    is at its default there. Spec: execve(2), signal(7).
+    """
+    for number in _PASSED_ON_IF_IGNORED:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _do_nothing)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
 
 
 async def despite_cancellation(work: Coroutine[Any, Any, T]) -> T:
