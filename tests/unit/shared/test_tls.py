@@ -64,14 +64,18 @@ async def shown_certificate(port: int, authority: Path) -> bytes:
     """Connect as a client that trusts the authority, and return the server's certificate."""
     context = ssl.create_default_context(cafile=str(authority))
     context.set_alpn_protocols(["h2", "http/1.1"])
-    async with asyncio.timeout(WAIT_SECONDS):
-        _, writer = await asyncio.open_connection(HOST, port, ssl=context, server_hostname="localhost")
-    connection = writer.get_extra_info("ssl_object")
-    try:
-        assert connection.selected_alpn_protocol() == "h2"
-        return bytes(connection.getpeercert(binary_form=True))
-    finally:
-        writer.close()
+
+    def connect() -> bytes:
+        with (
+            socket.create_connection((HOST, port), WAIT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            assert connection.selected_alpn_protocol() == "h2"
+            # The server's SETTINGS: it has the connection, and so closes it.
+            assert connection.recv(1)
+            return connection.getpeercert(binary_form=True) or b""
+
+    return await asyncio.to_thread(connect)
 
 
 async def test_an_independent_client_calls_over_tls(tmp_path: Path, clock: FakeClock) -> None:
@@ -105,6 +109,20 @@ async def test_a_client_that_offers_only_old_versions_is_turned_away(tmp_path: P
         with pytest.raises((ssl.SSLError, ConnectionResetError)):
             await asyncio.to_thread(connect, port)
         assert await shown_certificate(port, tmp_path / "tls/ca.crt")
+
+
+async def test_a_server_that_has_stopped_has_closed_all_connections(tmp_path: Path, clock: FakeClock) -> None:
+    tls = ServerTls(PrivateAuthority(tmp_path / "tls", ["localhost"], clock), clock)
+    context = ssl.create_default_context(cafile=str(tmp_path / "tls/ca.crt"))
+    context.set_alpn_protocols(["h2"])
+    async with serving(tls) as port:
+        plain = socket.create_connection((HOST, port), WAIT_SECONDS)
+        connection = await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost")
+        assert await asyncio.to_thread(connection.recv, 1)
+    with connection:
+        # Read past TLS: its farewell is not the end. The loop stands still meanwhile, so nothing can be closed late.
+        while socket.socket.recv(connection, 1 << 16):
+            pass
 
 
 async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path: Path, clock: FakeClock) -> None:

@@ -82,6 +82,7 @@ class Http2Server(grpclib.server.Server):
         self.max_connections = max_connections
         self.protocols: set[ServerProtocol] = set()
         self.is_draining = False
+        self._connection_ended = asyncio.Event()
 
     @override
     def _protocol_factory(self) -> grpclib.protocol.H2Protocol:
@@ -141,13 +142,22 @@ class Http2Server(grpclib.server.Server):
 
     @override
     async def wait_closed(self) -> None:
-        """Wait until ``close`` was called and all that it ended has ended."""
+        """Wait until ``close`` was called and all that it ended has ended, connections with their last words too."""
         if self._server is None or self._server_closed_fut is None:
             raise RuntimeError("Server is not started")
         await asyncio.shield(self._server_closed_fut)
         await self.wait_idle()
         self._close_connections()
+        # A transport closes later than it is told to: it sends what it holds, and takes leave of a TLS client.
+        while self.protocols:
+            self._connection_ended.clear()
+            await self._connection_ended.wait()
         await super().wait_closed()
+
+    def connection_ended(self, protocol: ServerProtocol) -> None:
+        """Note that a connection's transport is closed."""
+        self.protocols.discard(protocol)
+        self._connection_ended.set()
 
     def _close_connections(self) -> None:
         for protocol in list(self.protocols):
@@ -181,7 +191,7 @@ class ServerProtocol(Http2Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.server.protocols.discard(self)
+        self.server.connection_ended(self)
 
     @override
     def accept(self, stream_id: int, block: HeaderBlock, headers: CheckedHeaders) -> Stream:
