@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 from tests.support.compose_stack import V1, ComposeStack
 from tests.support.required import require_programs
-from tests.support.workspace import Workspace, make_workspace
 
 stacks = pytest.StashKey[list[ComposeStack]]()
 
@@ -35,15 +33,3 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Build the three images, the worker's with a compiler."""
     require_programs("docker", "docker-compose", "bazel")
     ComposeStack(V1, tmp_path_factory.mktemp("unused")).compose("build")
-
-
-@pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Make the workspace that most tests build."""
-    return make_workspace(tmp_path_factory.mktemp("workspace") / "main")
-
-
-@pytest.fixture(scope="module")
-def lathe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Name a LATHE_DIR that does not exist yet: the stack has to make it."""
-    return tmp_path_factory.mktemp("stack") / "lathe"

@@ -11,7 +11,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.support.bazel import remote_flags
 from tests.support.service_process import Metrics
 from tests.support.waiting import eventually
 
@@ -77,10 +76,14 @@ class ComposeStack:
         compose: ``V1`` or ``V2``.
         lathe_dir: What LATHE_DIR is to be.
         files: Compose files beside the first, by name.
+
+    Attributes:
+        has_fresh_proc: Whether the files let actions have a /proc of their own.
     """
 
     def __init__(self, compose: tuple[str, ...], lathe_dir: Path, files: tuple[str, ...] = ()) -> None:
         self.lathe_dir = lathe_dir
+        self.has_fresh_proc = "fresh-proc.yml" in files
         chosen = [f"--file={name}" for name in ("docker-compose.yml", *files)] if files else []
         self._compose = [*compose, *chosen]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("LATHE_", "COMPOSE_"))}
@@ -95,11 +98,6 @@ class ComposeStack:
     def authority(self) -> Path:
         """Locate the certificate that TLS clients must trust."""
         return self.lathe_dir / "compose/tls/ca.crt"
-
-    @property
-    def bazel_flags(self) -> tuple[str, ...]:
-        """Give the flags with which Bazel uses the published plain ports."""
-        return remote_flags(CAS_PORT, SCHEDULER_PORT)
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of docker-compose in the compose folder."""

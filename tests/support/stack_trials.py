@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.support.bazel import Bazel, RunningBazel
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.support.bazel import Bazel, BazelResult, RunningBazel
 from tests.support.compose_stack import SERVICES, WORKER_HTTP_PORT, ComposeStack, docker, inspect
 from tests.support.probe import Probe
 from tests.support.waiting import eventually
@@ -75,11 +78,39 @@ def check_containment(stack: ComposeStack, bazel: Bazel, probe: Probe, *, own_pr
     assert probe.run("daemon") == ["started"]
 
 
-def start_in_the_middle(stack: ComposeStack, bazel: Bazel) -> RunningBazel:
-    """Start a build and return when it is well under way."""
-    bazel.build("--nobuild", "//libs/...", "//apps/...")
+def build_meanwhile(stack: ComposeStack, bazel: Bazel, name: str, change: Callable[[], None]) -> list[BazelResult]:
+    """Have a build under way at every moment of a change to the stack.
+
+    Builds follow each other, each compiling everything again, until the change is over.
+
+    Args:
+        stack: Where they run.
+        bazel: The client.
+        name: What these builds have in common with no others of this client, an identifier.
+        change: What happens to the stack meanwhile; begins when the first build is well under way.
+
+    Returns:
+        The builds' results, whatever they are.
+    """
+    results: list[BazelResult] = []
+    with ThreadPoolExecutor(1) as beside:
+        build = _start_afresh(bazel, name, 0)
+        _wait_under_way(stack, build)
+        changing = beside.submit(change)
+        results.append(build.wait())
+        while not changing.done():
+            results.append(_start_afresh(bazel, name, len(results)).wait())
+        changing.result()
+    return results
+
+
+def _start_afresh(bazel: Bazel, name: str, number: int) -> RunningBazel:
+    """Start a build that no cache knows."""
+    return bazel.start("build", f"--copt=-D{name}={number}", "//libs/...", "//apps/...")
+
+
+def _wait_under_way(stack: ComposeStack, build: RunningBazel) -> None:
     before = stack.scheduler_metrics().total("lathe_scheduler_actions_completed_total")
-    build = bazel.start("build", "//libs/...", "//apps/...")
 
     def under_way() -> bool:
         metrics = stack.scheduler_metrics()
@@ -88,7 +119,6 @@ def start_in_the_middle(stack: ComposeStack, bazel: Bazel) -> RunningBazel:
 
     eventually(under_way, "the build is under way")
     assert build.running
-    return build
 
 
 def check_removed(stack: ComposeStack) -> None:
