@@ -27,12 +27,14 @@ from typing_extensions import override
 
 from lathe_shared.config_problems import describe_problem, suggest
 from lathe_shared.config_reference import COMMANDS, help_text
+from lathe_shared.digest import DigestFunction
 from lathe_shared.endpoint import Endpoint, parse_endpoint
 from lathe_shared.errors import InvalidArgumentError
 from lathe_shared.instance_name import check_well_formed
 
 __all__ = [
     "ConfigurationError",
+    "DigestFunctionList",
     "Endpoint",
     "InstanceNameList",
     "NestedSettings",
@@ -60,6 +62,17 @@ def _check_instance_name(name: str) -> str:
 
 InstanceNameList = list[Annotated[str, AfterValidator(_check_instance_name)]]
 """Instance names that a service answers for."""
+
+
+def _check_digest_function(name: str) -> str:
+    known = [function.segment for function in DigestFunction]
+    if name not in known:
+        raise ValueError(f"{name!r} is not one of {', '.join(known)}")
+    return name
+
+
+DigestFunctionList = list[Annotated[str, AfterValidator(_check_digest_function)]]
+"""Digest functions by the names that they have in resource names, such as ``sha256``."""
 
 PLAIN_VARIABLES = {"cas_endpoint": "CAS_ENDPOINT", "scheduler_endpoint": "SCHEDULER_ENDPOINT"}
 """Settings that are understood under a variable without prefix, too, as compose files of older deployments have it."""

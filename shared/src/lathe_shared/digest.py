@@ -15,10 +15,12 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from blake3 import blake3
 from typing_extensions import override
 
 from lathe_protos import reapi
 from lathe_shared.errors import InvalidArgumentError
+from lathe_shared.sha256_tree import Sha256Tree
 from lathe_shared.wire import string_field, varint_field
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ _HEXADECIMAL = re.compile(r"[0-9a-f]+", re.ASCII)
 class Hasher(Protocol):
     """What hashlib's objects and their like have in common."""
 
-    def update(self, data: Buffer, /) -> None:
+    def update(self, data: Buffer, /) -> object:
         """Take in the next bytes."""
 
     def hexdigest(self) -> str:
@@ -50,11 +52,21 @@ class DigestFunction(enum.IntEnum):
     MD5 = 3
     SHA384 = 5
     SHA512 = 6
+    SHA256TREE = 8
+    BLAKE3 = 9
 
     @property
     def segment(self) -> str:
-        """Name of the function inside a resource name, such as ``sha256``."""
+        """Name of the function inside a resource name, such as ``sha256``, and in configurations."""
         return self.name.lower()
+
+    @property
+    def is_told_by_length(self) -> bool:
+        """Whether a resource name leaves the function out, for the length of the hash to tell it.
+
+        Spec: REAPI, service ContentAddressableStorage, on ``digest_function`` in resource names.
+        """
+        return self not in (DigestFunction.SHA256TREE, DigestFunction.BLAKE3)
 
     @property
     def hash_length(self) -> int:
@@ -72,6 +84,8 @@ _CONSTRUCTORS: dict[DigestFunction, Callable[[], Hasher]] = {
     DigestFunction.MD5: lambda: hashlib.md5(usedforsecurity=False),
     DigestFunction.SHA384: hashlib.sha384,
     DigestFunction.SHA512: hashlib.sha512,
+    DigestFunction.SHA256TREE: Sha256Tree,
+    DigestFunction.BLAKE3: blake3,
 }
 _HASH_LENGTHS = {function: 2 * len(bytes.fromhex(make().hexdigest())) for function, make in _CONSTRUCTORS.items()}
 
@@ -172,7 +186,7 @@ def select_function(
     """Tell which digest function a request means.
 
     Clients older than the ``digest_function`` field leave it at zero; the length of the hash then tells, as the
-    specification asks, among the functions that may be meant so.
+    specification asks; if it fits several, the first one offered is meant.
 
     Args:
         value: The request's ``digest_function``, an enum value as it came from the wire.

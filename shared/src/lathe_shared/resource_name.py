@@ -212,9 +212,7 @@ def _prefix(instance_name: str) -> str:
 
 def _format_blob(digest: Digest, compressor: str) -> str:
     word = "blobs" if compressor == IDENTITY else f"compressed-blobs/{compressor}"
-    # SHA-256's segment is left out, as the specification asks for functions that its length tells; older servers
-    # do not know the segment.
-    function = "" if digest.function is DigestFunction.SHA256 else f"{digest.function.segment}/"
+    function = "" if digest.function.is_told_by_length else f"{digest.function.segment}/"
     return f"{word}/{function}{digest}"
 
 

@@ -10,12 +10,23 @@ from lathe_protos import reapi
 from lathe_shared.digest import EMPTY_DIGEST, Digest, DigestFunction, select_function
 from lathe_shared.errors import InvalidArgumentError
 
+EXPECTED = {
+    **{
+        function: hashlib.new(function.segment, b"some bytes").hexdigest()
+        for function in DigestFunction
+        if function.segment in hashlib.algorithms_guaranteed
+    },
+    # Of so little it is SHA-256; its own tests have more.
+    DigestFunction.SHA256TREE: hashlib.sha256(b"some bytes").hexdigest(),
+    DigestFunction.BLAKE3: "7e52aeb0d161c90714aca8a001c01e65c6ecdaf288681e4ba3d98f418259c175",
+}
+
 
 @pytest.mark.parametrize("function", list(DigestFunction))
-def test_a_digest_of_bytes_is_what_hashlib_says(function: DigestFunction) -> None:
+def test_a_digest_of_bytes_is_what_others_say(function: DigestFunction) -> None:
     digest = Digest.of(b"some bytes", function)
 
-    assert digest.hash == hashlib.new(function.segment, b"some bytes").hexdigest()
+    assert digest.hash == EXPECTED[function]
     assert digest.size_bytes == 10
     assert len(digest.hash) == function.hash_length
     assert digest.key == bytes([function.value]) + bytes.fromhex(digest.hash)
@@ -63,6 +74,13 @@ def test_a_malformed_digest_is_refused_by_field(hash_: str, size: int, field: st
     assert len(caught.value.message) < 400
 
 
+def test_blake3_is_that_of_its_authors_vectors() -> None:
+    assert (
+        Digest.of(b"\0", DigestFunction.BLAKE3).hash
+        == "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"
+    )
+
+
 class TestSelectFunction:
     offered = (DigestFunction.SHA256, DigestFunction.SHA1)
 
@@ -73,7 +91,7 @@ class TestSelectFunction:
         assert select_function(0, 64, self.offered) is DigestFunction.SHA256
         assert select_function(0, 40, self.offered) is DigestFunction.SHA1
 
-    @pytest.mark.parametrize(("value", "named"), [(9, "BLAKE3"), (3, "MD5"), (77, "77"), (-1, "-1")])
+    @pytest.mark.parametrize(("value", "named"), [(7, "MURMUR3"), (9, "BLAKE3"), (3, "MD5"), (77, "77"), (-1, "-1")])
     def test_a_function_that_is_not_offered_is_named_with_those_that_are(self, value: int, named: str) -> None:
         with pytest.raises(InvalidArgumentError, match=rf"{named} is not one of SHA256, SHA1"):
             select_function(value, 64, self.offered)

@@ -20,7 +20,6 @@ from lathe_cas.stores.lmdb_blob_store import LmdbBlobStore
 from lathe_cas.stores.lmdb_environment import StorageFormatError
 from lathe_cas.stores.lmdb_storage import LmdbStorage
 from lathe_shared.clock import SystemClock
-from lathe_shared.digest import DigestFunction
 from lathe_shared.instance_name import InstanceNames
 from lathe_shared.lifecycle import StartError
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from lathe_shared.lifecycle import ServiceRuntime
     from lathe_shared.service_boundary import Servicer
     from lathe_shared.tls import ServerTls
-
-DIGEST_FUNCTIONS = tuple(DigestFunction)
 
 _log = structlog.get_logger("lathe.cas")
 
@@ -50,12 +47,13 @@ async def build(runtime: ServiceRuntime) -> None:
     counters = CasCounters()
     CasMetrics(runtime.metrics, counters, blobs.status)
     instance_names = InstanceNames(settings.instance_names)
+    functions = settings.offered_functions
     batch_bytes = settings.max_batch_total_size_bytes
     servicers: list[Servicer] = [
-        ContentAddressableStorageServicer(blobs, instance_names, DIGEST_FUNCTIONS, batch_bytes, counters),
-        ByteStreamServicer(blobs, instance_names, DIGEST_FUNCTIONS, counters),
-        ActionCacheServicer(ActionCache(results, blobs), instance_names, DIGEST_FUNCTIONS, counters),
-        CapabilitiesServicer(instance_names, DIGEST_FUNCTIONS, batch_bytes, settings.max_size_bytes),
+        ContentAddressableStorageServicer(blobs, instance_names, functions, batch_bytes, counters),
+        ByteStreamServicer(blobs, instance_names, functions, counters),
+        ActionCacheServicer(ActionCache(results, blobs), instance_names, functions, counters),
+        CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes),
     ]
     runtime.add_grpc_port(servicers, settings.port)
     tls = _add_tls_port(runtime, settings, servicers)

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores.lmdb_storage import UPLOAD_MAX_AGE_SECONDS, LmdbOptions
-from lathe_shared.config_loading import InstanceNameList, Port, ServiceSettings
+from lathe_shared.config_loading import DigestFunctionList, InstanceNameList, Port, ServiceSettings
+from lathe_shared.digest import DigestFunction
 
 MIN_SIZE_BYTES = 1 << 20
 """Below a mebibyte the store's own pages would be most of it."""
@@ -29,6 +30,14 @@ class CasSettings(ServiceSettings):
         description="bytes on disk that are kept at most; what was used least recently goes first",
     )
     instance_names: InstanceNameList = Field(default=[], description="instance names to answer for; none means any")
+    digest_functions: DigestFunctionList = Field(
+        default=[function.segment for function in DigestFunction],
+        min_length=1,
+        description=(
+            "digest functions that are offered; a hash of 64 digits that comes without a function is by the first of "
+            "sha256, sha256tree, blake3 that is"
+        ),
+    )
     # What gRPC libraries accept by default is 4 MiB; the rest of it is room for what frames the blobs.
     max_batch_total_size_bytes: int = Field(
         default=4_000_000, ge=1 << 10, le=15 << 20, description="bytes of blobs in one batch request, as advertised"
@@ -64,6 +73,11 @@ class CasSettings(ServiceSettings):
         if self.tls_certificate is not None and self.tls_port is None:
             raise ValueError("tls_certificate has no use without tls_port: give the port for TLS, usually 50071")
         return self
+
+    @property
+    def offered_functions(self) -> tuple[DigestFunction, ...]:
+        """The digest functions that are offered, SHA-256 before others whose hashes are as long."""
+        return tuple(function for function in DigestFunction if function.segment in self.digest_functions)
 
     def storage_options(self) -> LmdbOptions:
         """Return what the storage needs to know."""
