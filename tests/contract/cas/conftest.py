@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.contract.cas.lmdb_store import LmdbStore
 from tests.contract.cas.memory_stores import MemoryActionResultStore, MemoryBlobStore
+from tests.contract.cas.sharded_store import ShardedStore
 
 from lathe_cas.action_result_store import ActionResultStore
 from lathe_cas.blob_store import BlobStore
@@ -16,7 +17,7 @@ from lathe_cas.blob_store import BlobStore
 class Stores:
     """A blob store with its action result store, and how to close and open them again."""
 
-    def __init__(self, lmdb: LmdbStore | None) -> None:
+    def __init__(self, lmdb: LmdbStore | ShardedStore | None) -> None:
         self.lmdb = lmdb
         self.memory = MemoryBlobStore()
         self.memory_results = MemoryActionResultStore(self.memory)
@@ -44,13 +45,13 @@ async def lmdb(tmp_path: Path) -> AsyncIterator[LmdbStore]:
     await store.close()
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+@pytest.fixture(params=["memory", "lmdb", "sharded"])
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
-    """Each implementation in turn; the LMDB one is recounted at the end of each test."""
+    """Each implementation in turn; those on LMDB are recounted at the end of each test."""
     if request.param == "memory":
         yield Stores(None)
         return
-    store = LmdbStore(tmp_path / "store")
+    store = LmdbStore(tmp_path / "store") if request.param == "lmdb" else ShardedStore(tmp_path / "stores")
     await store.open()
     yield Stores(store)
     await store.recount()

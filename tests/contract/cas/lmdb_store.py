@@ -57,6 +57,8 @@ class LmdbStore:
         await self.storage.writer.submit(Nothing())
         while self.storage.touches or self.storage.committer.has_pressing_upkeep:
             await self.storage.writer.submit(Nothing())
+        # What says that nothing is left may have been said by a batch of upkeep alone that is not committed yet.
+        await self.storage.writer.submit(Nothing())
 
     async def recount(self) -> Recount:
         await self.settle()

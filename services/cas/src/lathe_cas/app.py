@@ -19,11 +19,18 @@ from lathe_cas.stores.lmdb_action_result_store import LmdbActionResultStore
 from lathe_cas.stores.lmdb_blob_store import LmdbBlobStore
 from lathe_cas.stores.lmdb_environment import StorageFormatError
 from lathe_cas.stores.lmdb_storage import LmdbStorage
+from lathe_cas.stores.shard_map import ShardMap
+from lathe_cas.stores.sharded_action_result_store import ShardedActionResultStore
+from lathe_cas.stores.sharded_blob_store import ShardedBlobStore
 from lathe_shared.clock import SystemClock
 from lathe_shared.instance_name import InstanceNames
 from lathe_shared.lifecycle import StartError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lathe_cas.action_result_store import ActionResultStore
+    from lathe_cas.blob_store import BlobStore
     from lathe_cas.config import CasSettings
     from lathe_shared.lifecycle import ServiceRuntime
     from lathe_shared.service_boundary import Servicer
@@ -39,11 +46,7 @@ async def build(runtime: ServiceRuntime) -> None:
         StartError: The data directory cannot be used.
     """
     settings = cast("CasSettings", runtime.settings)
-    storage = _open_storage(settings)
-    runtime.on_close(storage.aclose)
-    blobs = LmdbBlobStore(storage)
-    runtime.on_close(blobs.aclose)
-    results = LmdbActionResultStore(storage)
+    blobs, results = _open_stores(runtime, settings)
     counters = CasCounters()
     CasMetrics(runtime.metrics, counters, blobs.status)
     instance_names = InstanceNames(settings.instance_names)
@@ -53,7 +56,7 @@ async def build(runtime: ServiceRuntime) -> None:
         ContentAddressableStorageServicer(blobs, instance_names, functions, batch_bytes, counters),
         ByteStreamServicer(blobs, instance_names, functions, counters),
         ActionCacheServicer(ActionCache(results, blobs), instance_names, functions, counters),
-        CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes),
+        CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes_each),
     ]
     runtime.add_grpc_port(servicers, settings.port)
     tls = _add_tls_port(runtime, settings, servicers)
@@ -73,21 +76,42 @@ def _add_tls_port(runtime: ServiceRuntime, settings: CasSettings, servicers: lis
     return tls
 
 
-def _open_storage(settings: CasSettings) -> LmdbStorage:
-    path = settings.data_dir
+def _open_stores(runtime: ServiceRuntime, settings: CasSettings) -> tuple[BlobStore, ActionResultStore]:
+    """Open every data directory, and make one store of them."""
+    blobs: list[LmdbBlobStore] = []
+    results: list[LmdbActionResultStore] = []
+    ids: list[bytes] = []
+    for path in settings.all_data_dirs:
+        storage = _open_storage(path, settings)
+        runtime.on_close(storage.aclose)
+        blobs.append(LmdbBlobStore(storage))
+        runtime.on_close(blobs[-1].aclose)
+        results.append(LmdbActionResultStore(storage))
+        ids.append(storage.environment.id)
+    if len(ids) == 1:
+        return blobs[0], results[0]
+    if len(set(ids)) < len(ids):
+        raise StartError("data_dirs: one of them is a copy of another; give each disk a store of its own")
+    shard_map = ShardMap(ids)
+    all_blobs = ShardedBlobStore(blobs, shard_map)
+    return all_blobs, ShardedActionResultStore(results, shard_map, all_blobs)
+
+
+def _open_storage(path: Path, settings: CasSettings) -> LmdbStorage:
     try:
         storage = LmdbStorage(path, settings.storage_options(), SystemClock().wall_seconds)
     except StorageFormatError as error:
         raise StartError(str(error)) from None
     except (OSError, lmdb.Error) as error:
         raise StartError(f"data_dir {path} cannot be used: {error}") from error
+    limit_bytes = settings.max_size_bytes_each
     possible_bytes = shutil.disk_usage(path).free + storage.environment.file_bytes()
-    if possible_bytes < settings.max_size_bytes:
+    if possible_bytes < limit_bytes:
         # Not refused: the disk may grow, and what does not fit is answered RESOURCE_EXHAUSTED.
         _log.warning(
             "limit_beyond_disk",
             data_dir=str(path),
-            max_size_bytes=settings.max_size_bytes,
+            limit_bytes=limit_bytes,
             possible_bytes=possible_bytes,
             effect="the disk is full before old data goes; lower max_size_bytes",
         )

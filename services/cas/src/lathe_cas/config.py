@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores.lmdb_storage import UPLOAD_MAX_AGE_SECONDS, LmdbOptions
+from lathe_cas.stores.shard_map import MAX_SHARDS
 from lathe_shared.config_loading import DigestFunctionList, InstanceNameList, Port, ServiceSettings
 from lathe_shared.digest import DigestFunction
 
@@ -24,10 +25,17 @@ class CasSettings(ServiceSettings):
     port: Port = Field(default=50051, description="port for clients: CAS, ByteStream, ActionCache, Capabilities")
     http_port: Port = Field(default=50081, description="port of /metrics, /healthz and /status")
     data_dir: Path = Field(default=Path("~/.cache/lathe/cas"), description="where everything is kept")
+    data_dirs: list[Path] = Field(
+        default=[],
+        max_length=MAX_SHARDS,
+        description="several folders, a disk each, instead of data_dir: each keeps an equal share of everything",
+    )
     max_size_bytes: int = Field(
         default=50 << 30,
         ge=MIN_SIZE_BYTES,
-        description="bytes on disk that are kept at most; what was used least recently goes first",
+        description=(
+            "bytes on disk that are kept at most, in all folders together; what was used least recently goes first"
+        ),
     )
     instance_names: InstanceNameList = Field(default=[], description="instance names to answer for; none means any")
     digest_functions: DigestFunctionList = Field(
@@ -74,6 +82,24 @@ class CasSettings(ServiceSettings):
             raise ValueError("tls_certificate has no use without tls_port: give the port for TLS, usually 50071")
         return self
 
+    @model_validator(mode="after")
+    def _check_data_dirs(self) -> CasSettings:
+        if len(set(self.data_dirs)) < len(self.data_dirs):
+            raise ValueError("data_dirs names one folder twice")
+        if self.max_size_bytes_each < MIN_SIZE_BYTES:
+            raise ValueError(f"max_size_bytes is less than {MIN_SIZE_BYTES} for each of data_dirs")
+        return self
+
+    @property
+    def all_data_dirs(self) -> list[Path]:
+        """The folders that data is kept in."""
+        return self.data_dirs or [self.data_dir]
+
+    @property
+    def max_size_bytes_each(self) -> int:
+        """The limit of one folder, and so of one blob."""
+        return self.max_size_bytes // len(self.all_data_dirs)
+
     @property
     def offered_functions(self) -> tuple[DigestFunction, ...]:
         """The digest functions that are offered, SHA-256 before others whose hashes are as long."""
@@ -81,4 +107,4 @@ class CasSettings(ServiceSettings):
 
     def storage_options(self) -> LmdbOptions:
         """Return what the storage needs to know."""
-        return LmdbOptions(EvictionPolicy(self.max_size_bytes), upload_max_age_seconds=self.upload_max_age_seconds)
+        return LmdbOptions(EvictionPolicy(self.max_size_bytes_each), upload_max_age_seconds=self.upload_max_age_seconds)

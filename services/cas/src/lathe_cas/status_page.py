@@ -30,7 +30,7 @@ def status_page(
         "service": "cas",
         "version": lathe_cas.__version__,
         "instance_names": settings.instance_names or "any",
-        "data_dir": str(settings.data_dir),
+        "data_dirs": [str(path) for path in settings.all_data_dirs],
         "tls": tls,
         "store": store | {"full_percent": round(100 * status.stored_bytes / status.limit_bytes, 1)},
         "limits": {

@@ -43,7 +43,7 @@ def certificate_names(settings: CasSettings) -> list[str]:
 def _source(settings: CasSettings) -> CertificateSource:
     if settings.tls_certificate is not None and settings.tls_key is not None:
         return OperatorFiles(settings.tls_certificate, settings.tls_key)
-    directory = settings.tls_dir or settings.data_dir / "tls"
+    directory = settings.tls_dir or settings.all_data_dirs[0] / "tls"
     try:
         names = certificate_names(settings)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from typing_extensions import override
@@ -30,6 +30,20 @@ def _reference(key_bytes: int) -> struct.Struct:
     return struct.Struct(f">{key_bytes}s{records.SIZE.size}s")
 
 
+class UncheckedActionResult(NamedTuple):
+    """An action result whose references have still to be looked for.
+
+    Attributes:
+        found: What to answer if they are all there.
+        references: Their keys and sizes.
+        needs_touch: Whether ``touch`` is due if they are.
+    """
+
+    found: FoundActionResult
+    references: list[tuple[bytes, int]]
+    needs_touch: bool
+
+
 class LmdbActionResultStore(ActionResultStore):
     """Action results in one LMDB environment.
 
@@ -45,18 +59,11 @@ class LmdbActionResultStore(ActionResultStore):
     def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
         digest_key = action_digest.key
         key = records.action_result_key(instance_name, digest_key)
-        environment = self._environment
-        with environment.env.begin() as txn:
-            value = txn.get(key, None, environment.action_results)
-            if value is None:
+        with self._environment.env.begin() as txn:
+            fetched = self._fetch(txn, key)
+            if fetched is None:
                 return None
-            record = records.ActionResultRecord.unpack(value)
-            try:
-                pieces = read_chunks(txn, environment.chunks, record.storage_id, 0, record.chunks)
-            except ChunkDamagedError as error:
-                self._drop_damaged(key, error)
-                return None
-            payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            record, payload = fetched
             end = record.references * (len(digest_key) + 8)
             touched = self._find_references(txn, payload[:end], len(digest_key))
         if touched is None:
@@ -66,6 +73,38 @@ class LmdbActionResultStore(ActionResultStore):
         if record.step < self._storage.step():
             self._storage.touches.action_results.add(key)
         return FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
+
+    def get_unchecked(self, instance_name: str, action_digest: Digest) -> UncheckedActionResult | None:
+        """Return an action result whether its references are there or not. Touches nothing."""
+        digest_key = action_digest.key
+        with self._environment.env.begin() as txn:
+            fetched = self._fetch(txn, records.action_result_key(instance_name, digest_key))
+        if fetched is None:
+            return None
+        record, payload = fetched
+        end = record.references * (len(digest_key) + 8)
+        references = [
+            (key, records.SIZE.unpack(size)[0]) for key, size in _reference(len(digest_key)).iter_unpack(payload[:end])
+        ]
+        found = FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
+        return UncheckedActionResult(found, references, record.step < self._storage.step())
+
+    def touch(self, instance_name: str, action_digest: Digest) -> None:
+        """Note that an action result was used."""
+        self._storage.touches.action_results.add(records.action_result_key(instance_name, action_digest.key))
+
+    def _fetch(self, txn: lmdb.Transaction[bytes], key: bytes) -> tuple[records.ActionResultRecord, bytes] | None:
+        """Return an action result's record and payload; None if it is not there, or was found damaged."""
+        value = txn.get(key, None, self._environment.action_results)
+        if value is None:
+            return None
+        record = records.ActionResultRecord.unpack(value)
+        try:
+            pieces = read_chunks(txn, self._environment.chunks, record.storage_id, 0, record.chunks)
+        except ChunkDamagedError as error:
+            self._drop_damaged(key, error)
+            return None
+        return record, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _find_references(self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int) -> list[bytes] | None:
         """Return the references that need a touch; None if one is missing."""

@@ -6,6 +6,7 @@ have it open at the same time; LMDB's lock file keeps them apart.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import lmdb
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _FORMAT_KEY = b"format"
 _TOTALS_KEY = b"totals"
+_ID_KEY = b"id"
+_ID_BYTES = 16
 _DATABASES = 8
 
 _MAX_READERS = 4096
@@ -43,6 +46,9 @@ class LmdbEnvironment:
         path: The folder; made if absent, readable by its owner alone.
         map_size_bytes: Address space to reserve, and so a hard bound on the file.
         create: Whether to make what is absent. Tools that inspect pass False.
+
+    Attributes:
+        id: Random, of this environment alone: what a ``ShardMap`` goes by.
 
     Raises:
         StorageFormatError: The folder holds a store of a format that this version does not know.
@@ -84,6 +90,9 @@ class LmdbEnvironment:
                 f"{self.path} holds a store of format {int.from_bytes(stored, 'big')}, and this version of lathe-cas "
                 f"knows format {records.FORMAT_VERSION}: use the version that wrote it, or another data_dir"
             )
+        # Stores of earlier versions have none: it is made when first needed, and older versions pass it by.
+        self.id: bytes = txn.get(_ID_KEY, b"", self.meta) or os.urandom(_ID_BYTES)
+        txn.put(_ID_KEY, self.id, db=self.meta, overwrite=False)
         self.blobs = self._database(b"blobs", txn)
         self.chunks = self._database(b"chunks", txn)
         self.access = self._database(b"access", txn)

@@ -1,0 +1,128 @@
+"""One blob store made of several, each in charge of a share of the keys."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
+
+from typing_extensions import override
+
+from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+    from lathe_cas.stores.shard_map import ShardMap
+    from lathe_shared.digest import Digest
+    from lathe_shared.errors import LatheError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ShardedBlobStore(BlobStore):
+    """Blobs in several stores.
+
+    Args:
+        shards: The stores.
+        shard_map: Which of them a blob belongs to.
+    """
+
+    def __init__(self, shards: Sequence[BlobStore], shard_map: ShardMap) -> None:
+        self._shards = shards
+        self._map = shard_map
+
+    def _shard(self, digest: Digest) -> BlobStore:
+        return self._shards[self._map.place(digest.key)]
+
+    @override
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+        shares = self._share_out(key for _, key, _ in wanted)
+        missing = [
+            number
+            for shard, share in zip(self._shards, shares, strict=True)
+            if share
+            for number in shard.find_missing([(number, *wanted[number][1:]) for number in share])
+        ]
+        return [wanted[number][0] for number in sorted(missing)]
+
+    def _share_out(self, keys: Iterable[bytes]) -> list[list[int]]:
+        """Return for each shard the numbers of the keys that it is in charge of."""
+        shares: list[list[int]] = [[] for _ in self._shards]
+        for number, key in enumerate(keys):
+            shares[self._map.place(key)].append(number)
+        return shares
+
+    async def _divide(
+        self, items: Sequence[T], keys: Iterable[bytes], ask: Callable[[BlobStore, list[T]], Awaitable[list[R]]]
+    ) -> list[R]:
+        """Ask every shard about its share, all at the same time; return the answers in the items' order."""
+        shares = [(shard, share) for shard, share in zip(self._shards, self._share_out(keys), strict=True) if share]
+        answers = await asyncio.gather(*(ask(shard, [items[number] for number in share]) for shard, share in shares))
+        by_number = {
+            number: answer
+            for (_, share), answered in zip(shares, answers, strict=True)
+            for number, answer in zip(share, answered, strict=True)
+        }
+        return [by_number[number] for number in range(len(items))]
+
+    @override
+    async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        return await self._divide(
+            blobs, (digest.key for digest, _ in blobs), lambda shard, share: shard.put_many(share)
+        )
+
+    @override
+    async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
+        keys = (digest.key for digest in digests)
+        return await self._divide(digests, keys, lambda shard, share: shard.read_many(share))
+
+    @override
+    def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
+        return self._shard(digest).read_at_once(digest, offset_bytes, limit_bytes)
+
+    @override
+    def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
+        return self._shard(digest).read(digest, offset_bytes, limit_bytes)
+
+    @override
+    async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:
+        return await self._shard(name.digest).open_upload(name, restart=restart)
+
+    @override
+    async def put_upload(self, name: UploadName, data: memoryview) -> None:
+        await self._shard(name.digest).put_upload(name, data)
+
+    @override
+    def upload_status(self, name: UploadName) -> UploadStatus:
+        return self._shard(name.digest).upload_status(name)
+
+    @override
+    async def remove(self, digests: Sequence[Digest]) -> int:
+        shares = self._share_out(digest.key for digest in digests)
+        removed = await asyncio.gather(
+            *(
+                shard.remove([digests[number] for number in share])
+                for shard, share in zip(self._shards, shares, strict=True)
+            )
+        )
+        return sum(removed)
+
+    @override
+    def status(self) -> StoreStatus:
+        statuses = [shard.status() for shard in self._shards]
+        counters: Counter[str] = Counter()
+        for status in statuses:
+            counters.update(status.counters)
+        return StoreStatus(
+            blobs=sum(status.blobs for status in statuses),
+            blob_bytes=sum(status.blob_bytes for status in statuses),
+            stored_bytes=sum(status.stored_bytes for status in statuses),
+            staged_bytes=sum(status.staged_bytes for status in statuses),
+            garbage_bytes=sum(status.garbage_bytes for status in statuses),
+            action_results=sum(status.action_results for status in statuses),
+            limit_bytes=sum(status.limit_bytes for status in statuses),
+            file_bytes=sum(status.file_bytes for status in statuses),
+            counters=counters,
+        )
