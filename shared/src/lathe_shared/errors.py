@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import betterproto
 from grpclib.const import Status
+from typing_extensions import override
 
 from lathe_protos import rpc
 
@@ -30,7 +31,6 @@ class LatheError(Exception):
     Attributes:
         status: The gRPC status that the RPC ends with.
         message: What the client reads.
-        details: Messages of google/rpc/error_details.proto that travel with the status.
     """
 
     status: ClassVar[Status] = Status.UNKNOWN
@@ -38,7 +38,12 @@ class LatheError(Exception):
     def __init__(self, message: str, details: Iterable[betterproto.Message] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.details: Sequence[betterproto.Message] = tuple(details)
+        self._details = tuple(details)
+
+    @property
+    def details(self) -> Sequence[betterproto.Message]:
+        """Messages of google/rpc/error_details.proto that travel with the status."""
+        return self._details
 
 
 class InvalidArgumentError(LatheError):
@@ -52,10 +57,16 @@ class InvalidArgumentError(LatheError):
     status = Status.INVALID_ARGUMENT
 
     def __init__(self, field: str, reason: str) -> None:
-        violation = rpc.BadRequestFieldViolation(field=field, description=reason)
-        super().__init__(f"{field}: {reason}", [rpc.BadRequest(field_violations=[violation])])
+        super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+    @property
+    @override
+    def details(self) -> Sequence[betterproto.Message]:
+        # Made when asked for: a batch of tiny blobs can have tens of thousands of these, and sends none of the details.
+        violation = rpc.BadRequestFieldViolation(field=self.field, description=self.reason)
+        return (rpc.BadRequest(field_violations=[violation]),)
 
 
 class UnknownInstanceError(InvalidArgumentError):
