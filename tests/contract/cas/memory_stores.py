@@ -9,7 +9,7 @@ from typing import TypeVar
 from typing_extensions import override
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
-from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
+from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import (
     AbortedError,
@@ -43,6 +43,11 @@ class MemoryBlobStore(BlobStore):
         return [
             token for token, key, size in wanted if (key, size) not in self.blobs and (size or key not in EMPTY_KEYS)
         ]
+
+    @override
+    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+        sizes: dict[bytes, int | None] = dict(self.blobs.keys())
+        return [sizes.get(key, 0 if key in EMPTY_KEYS else None) for key in keys]
 
     @override
     async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
@@ -82,6 +87,10 @@ class MemoryBlobStore(BlobStore):
         await asyncio.sleep(0)
         self.held[name] = upload = MemoryUpload(self, name, b"" if restart else self.staged.get(name, b""))
         return upload
+
+    @override
+    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
+        return MemoryUnnamedUpload(self, function)
 
     @override
     def upload_status(self, name: UploadName) -> UploadStatus:
@@ -150,6 +159,35 @@ class MemoryUpload(Upload):
     def check_hold(self) -> None:
         if self.store.held.get(self.name) is not self:
             raise AbortedError("another stream took this upload over")
+
+
+class MemoryUnnamedUpload(UnnamedUpload):
+    def __init__(self, store: MemoryBlobStore, function: DigestFunction) -> None:
+        self.store = store
+        self.function = function
+        self.data = bytearray()
+
+    @override
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        self.data += b"".join(pieces)
+        await asyncio.sleep(0)
+
+    @override
+    async def finish(self, expected_hash: str | None = None) -> Digest:
+        found = Digest.of(self.data, self.function)
+        expected = Digest(expected_hash or found.hash, found.size_bytes, self.function)
+        error = self.store.put(expected, bytes(self.data))
+        if error is not None:
+            raise error
+        return found
+
+    @override
+    async def abandon(self) -> None:
+        self.data.clear()
+
+    @override
+    def abandon_soon(self) -> None:
+        self.data.clear()
 
 
 class MemoryActionResultStore(ActionResultStore):

@@ -173,6 +173,15 @@ async def test_missing_blobs_are_told_in_order_by_the_callers_tokens(blobs: Blob
     assert blobs.find_missing([]) == []
 
 
+async def test_sizes_are_told_by_the_hash_alone(blobs: BlobStore) -> None:
+    digests = await put(blobs, *(content(size_bytes) for size_bytes in (1, 70_000)))
+    empty, absent = Digest.of(b""), Digest.of(b"absent")
+    other_function = Digest.of(content(1), DigestFunction.SHA1)
+    keys = [digest.key for digest in (absent, *digests, empty, other_function, digests[0])]
+    assert blobs.find_sizes(keys) == [None, 1, 70_000, 0, None, 1]
+    assert blobs.find_sizes([]) == []
+
+
 async def test_a_removed_blob_is_gone_until_it_is_put_again(blobs: BlobStore) -> None:
     small, large, kept = await put(blobs, content(10, 1), content(100 * CHUNK, 2), content(10, 3))
     assert await blobs.remove([small, large, small, Digest.of(b"never there")]) == 2

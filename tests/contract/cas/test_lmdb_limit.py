@@ -14,7 +14,7 @@ from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import Upload, UploadStatus
 from lathe_cas.stores import lmdb_access_log, lmdb_committer, lmdb_writer
 from lathe_cas.stores.lmdb_upload import LmdbUpload
-from lathe_shared.digest import Digest
+from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
 
 LIMIT_BYTES = 1_000_000
@@ -72,7 +72,7 @@ async def test_a_batch_that_is_larger_than_the_store_does_not_pass_the_limit(sto
     assert len(left) > 20
 
 
-@pytest.mark.parametrize("use", ["find", "read", "read_many", "put", "status", "result"])
+@pytest.mark.parametrize("use", ["find", "size", "read", "read_many", "put", "status", "result"])
 async def test_what_is_used_is_kept(store: LmdbStore, use: str) -> None:
     digests = await put_in_steps(store, 25)
     used = digests[0]
@@ -82,6 +82,8 @@ async def test_what_is_used_is_kept(store: LmdbStore, use: str) -> None:
         assert store.results.get("main", ACTION) is not None
     elif use == "find":
         assert missing(store.blobs, used) == []
+    elif use == "size":
+        assert store.blobs.find_sizes([used.key]) == [used.size_bytes]
     elif use == "read":
         await read(store.blobs, used)
     elif use == "read_many":
@@ -206,6 +208,24 @@ async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp
         await asyncio.shield(stage)
     await upload.abandon()
     assert store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    await store.recount()
+    await store.close()
+
+
+async def test_an_unnamed_upload_that_does_not_fit_at_its_end_leaves_nothing(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 4 * STAGE)
+    await store.open()
+    other = await store.blobs.open_upload(upload_name(Digest.of(content(2 * STAGE + 1))))
+    await feed(other, content(2 * STAGE))
+    await other.suspend()
+    staged_bytes = store.blobs.status().staged_bytes
+    upload = await store.blobs.open_unnamed_upload(DigestFunction.SHA256)
+    data = content(2 * STAGE - 1)
+    await upload.append([memoryview(data)[:STAGE]], STAGE)
+    await upload.append([memoryview(data)[STAGE:]], STAGE - 1)
+    with pytest.raises(ResourceExhaustedError):
+        await upload.finish()
+    assert store.blobs.status().staged_bytes == staged_bytes
     await store.recount()
     await store.close()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.contract.cas.blob_making import blob, feed, missing, put, read, upload_name
+from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
 from tests.contract.cas.conftest import Stores
 
-from lathe_cas.blob_store import BlobStore, UploadName, UploadStatus
-from lathe_shared.digest import Digest
+from lathe_cas.blob_store import BlobStore, UnnamedUpload, UploadName, UploadStatus
+from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, DigestMismatchError
 
 CHUNK = 65_520
@@ -333,3 +333,54 @@ async def test_staged_bytes_are_counted(blobs: BlobStore) -> None:
     status = blobs.status()
     assert status.blobs == 0
     assert 100_000 <= status.staged_bytes <= status.stored_bytes
+
+
+@pytest.mark.parametrize("function", list(DigestFunction))
+@pytest.mark.parametrize("size_bytes", [0, *SIZES])
+async def test_an_unnamed_upload_becomes_a_blob_when_it_is_finished(
+    blobs: BlobStore, size_bytes: int, function: DigestFunction
+) -> None:
+    data = content(size_bytes)
+    digest = Digest.of(data, function)
+    for expected_hash in (None, digest.hash):
+        upload = await blobs.open_unnamed_upload(function)
+        await feed_unnamed(upload, data)
+        assert await upload.finish(expected_hash) == digest
+        assert await read(blobs, digest) == data
+    assert blobs.status().blobs == min(1, size_bytes)
+    assert blobs.status().staged_bytes == 0
+
+
+@pytest.mark.parametrize("size_bytes", [100, 2 * STAGE + 100])
+@pytest.mark.parametrize("end", ["wrong hash", "abandon", "abandon soon"])
+async def test_an_unnamed_upload_that_comes_to_nothing_is_forgotten(stores: Stores, size_bytes: int, end: str) -> None:
+    digest, data = blob(size_bytes)
+    upload = await stores.blobs.open_unnamed_upload(DigestFunction.SHA256)
+    await feed_unnamed(upload, data)
+    if end == "wrong hash":
+        with pytest.raises(DigestMismatchError, match=digest.hash):
+            await upload.finish("0" * 64)
+    elif end == "abandon":
+        await upload.abandon()
+    else:
+        upload.abandon_soon()
+        await stores.reopen()
+    assert missing(stores.blobs, digest) == [digest]
+    assert stores.blobs.status().staged_bytes == 0
+
+
+async def test_unnamed_uploads_do_not_meet(blobs: BlobStore) -> None:
+    uploads = [await blobs.open_unnamed_upload(DigestFunction.SHA256) for _ in range(3)]
+    contents = [content(STAGE + 7, seed) for seed in range(3)]
+    for start in range(0, STAGE + 7, 200_000):
+        for upload, data in zip(uploads, contents, strict=True):
+            piece = memoryview(data)[start : start + 200_000]
+            await upload.append([piece], len(piece))
+    assert [await upload.finish() for upload in uploads] == [Digest.of(data) for data in contents]
+    assert blobs.status().blobs == 3
+
+
+async def feed_unnamed(upload: UnnamedUpload, data: bytes) -> None:
+    for start in range(0, len(data), 100_000):
+        piece = memoryview(data)[start : start + 100_000]
+        await upload.append([piece], len(piece))

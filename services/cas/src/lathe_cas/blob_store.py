@@ -14,7 +14,7 @@ from lathe_shared.errors import LatheError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from lathe_shared.digest import Digest
+    from lathe_shared.digest import Digest, DigestFunction
 
 T = TypeVar("T")
 
@@ -118,6 +118,42 @@ class Upload(ABC):
         """Forget what has arrived, unless another stream has taken it over."""
 
 
+class UnnamedUpload(ABC):
+    """An upload of a blob whose size, or even whose hash, nobody has told: both are known when it ends.
+
+    It has no name, so nobody can resume it. Exactly one of ``finish``, ``abandon`` and ``abandon_soon`` ends it. Its
+    methods are called one after the other.
+    """
+
+    @abstractmethod
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        """Take in the next bytes; as ``Upload.append`` does.
+
+        Raises:
+            ResourceExhaustedError: No room is left.
+        """
+
+    @abstractmethod
+    async def finish(self, expected_hash: str | None = None) -> Digest:
+        """Make the blob visible, durably, and return its digest.
+
+        Args:
+            expected_hash: What the hash has to be; None if any will do.
+
+        Raises:
+            DigestMismatchError: The bytes have another hash; nothing of them is kept.
+            ResourceExhaustedError: No room is left.
+        """
+
+    @abstractmethod
+    async def abandon(self) -> None:
+        """Forget what has arrived."""
+
+    @abstractmethod
+    def abandon_soon(self) -> None:
+        """Do what ``abandon`` does, in the background: for a request that was cancelled."""
+
+
 class BlobStore(ABC):
     """Holds blobs under their digests. A blob is there when it is whole and verified, and not before."""
 
@@ -132,6 +168,19 @@ class BlobStore(ABC):
 
         Returns:
             The tokens of the blobs that are missing, in order.
+        """
+
+    @abstractmethod
+    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+        """Return the sizes of blobs, for those who know no more than a hash, and touch those which are there.
+
+        Called inline on the event loop, so it must not block.
+
+        Args:
+            keys: ``Digest.key`` of each blob.
+
+        Returns:
+            For each blob its size in bytes; None if it is not there.
         """
 
     @abstractmethod
@@ -182,6 +231,14 @@ class BlobStore(ABC):
 
         Raises:
             ResourceExhaustedError: The blob is larger than the store's limit.
+        """
+
+    @abstractmethod
+    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
+        """Begin an upload of a blob whose digest is not known yet.
+
+        Args:
+            function: What its digest is to be made with.
         """
 
     async def put_upload(self, name: UploadName, data: memoryview) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from typing_extensions import override
 
-from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
+from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
-from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload
+from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload, open_unnamed_lmdb_upload
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import (
     BlobNotFoundError,
@@ -90,6 +90,21 @@ class LmdbBlobStore(BlobStore):
         if value[records.BLOB_STEP] < self._fresh.step_bytes:
             self._storage.touches.blobs.add(key)
         return True
+
+    @override
+    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+        sizes: list[int | None] = []
+        step = records.STEP.pack(self._storage.step())
+        with self._environment.env.begin() as txn:
+            for key in keys:
+                value = txn.get(key, b"", self._environment.blobs)
+                if not value:
+                    sizes.append(0 if key in EMPTY_KEYS else None)
+                    continue
+                if value[records.BLOB_STEP] < step:
+                    self._storage.touches.blobs.add(key)
+                sizes.append(int.from_bytes(value[records.BLOB_SIZE], "big"))
+        return sizes
 
     @override
     async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
@@ -213,6 +228,10 @@ class LmdbBlobStore(BlobStore):
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
         return await open_lmdb_upload(self._storage, self.active_uploads, name, restart=restart)
+
+    @override
+    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
+        return await open_unnamed_lmdb_upload(self._storage, self.active_uploads, function)
 
     @override
     async def put_upload(self, name: UploadName, data: memoryview) -> None:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import uuid
 from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
 from typing_extensions import override
 
-from lathe_cas.blob_store import Upload, UploadName
+from lathe_cas.blob_store import UnnamedUpload, Upload, UploadName
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
 from lathe_cas.stores.lmdb_operations import DropUpload, PublishUpload, StageUpload
+from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError, LatheError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lathe_cas.stores.lmdb_chunks import Chunk
     from lathe_cas.stores.lmdb_storage import LmdbStorage
-    from lathe_shared.digest import Hasher
+    from lathe_shared.digest import DigestFunction, Hasher
 
 STAGE_BYTES = 16 * records.CHUNK_BYTES
 """Bytes that are gathered before they are hashed and staged together. Uploads below it are never staged."""
@@ -66,6 +68,15 @@ async def open_lmdb_upload(
     return upload
 
 
+async def open_unnamed_lmdb_upload(
+    storage: LmdbStorage, active: dict[bytes, LmdbUpload], function: DigestFunction
+) -> LmdbUnnamedUpload:
+    """Begin an upload whose digest is not known yet; see ``open_lmdb_upload``."""
+    # Filed under a digest that no blob has, and under a name that nobody else can know.
+    name = UploadName("", uuid.uuid4().hex, Digest("0" * function.hash_length, 0, function))
+    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, name, restart=True))
+
+
 class LmdbUpload(Upload):
     """One stream's hold on an upload; made by ``open_lmdb_upload``."""
 
@@ -89,7 +100,7 @@ class LmdbUpload(Upload):
         self._buffered = 0
         self._hashing: asyncio.Task[None] | None = None
         self._stages: deque[asyncio.Future[None]] = deque()
-        self._suspending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._lost: LatheError | None = None
 
     @property
@@ -200,6 +211,17 @@ class LmdbUpload(Upload):
 
     @override
     async def finish(self) -> None:
+        await self.publish(lambda _: self._digest)
+
+    async def publish(self, expect: Callable[[Digest], Digest]) -> Digest:
+        """Verify the bytes and make the blob visible, durably.
+
+        Args:
+            expect: Given the digest of the bytes, returns the digest that they have to have.
+
+        Raises:
+            LatheError: As ``Upload.finish`` does.
+        """
         try:
             self._check_hold()
             await self._settle()
@@ -210,14 +232,14 @@ class LmdbUpload(Upload):
                 chunks = _hash_and_cut(self._hasher, pieces)
             else:
                 chunks = await self._loop.run_in_executor(self._storage.executor, _hash_and_cut, self._hasher, pieces)
-            received = self._staged_bytes + length
-            if self._hasher.hexdigest() != self._digest.hash or received != self._digest.size_bytes:
+            found = Digest(self._hasher.hexdigest(), self._staged_bytes + length, self._digest.function)
+            expected = expect(found)
+            if found != expected:
                 await self._drop()
-                raise DigestMismatchError(self._digest, f"{self._hasher.hexdigest()}/{received}")
-            if received:
-                await self._storage.writer.submit(
-                    PublishUpload(self._digest.key, self._digest.size_bytes, self._next_stage(chunks))
-                )
+                raise DigestMismatchError(expected, str(found))
+            if found.size_bytes:
+                await self._storage.writer.submit(PublishUpload(found.key, found.size_bytes, self._next_stage(chunks)))
+            return found
         finally:
             self.release()
 
@@ -238,7 +260,7 @@ class LmdbUpload(Upload):
 
     @override
     def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
-        self._suspending = asyncio.create_task(self._suspend_quietly(pieces, length))
+        self._ending = asyncio.create_task(self._suspend_quietly(pieces, length))
 
     async def _suspend_quietly(self, pieces: Sequence[memoryview], length: int) -> None:
         try:
@@ -257,6 +279,18 @@ class LmdbUpload(Upload):
         finally:
             self.release()
 
+    def abandon_soon(self) -> None:
+        """Do what ``abandon`` does, in the background."""
+        self._active.setdefault(self._key, self)
+        self._ending = asyncio.create_task(self._abandon_quietly())
+
+    async def _abandon_quietly(self) -> None:
+        try:
+            await self.abandon()
+        except LatheError as error:
+            # It goes when its time is over, like all that nobody finished.
+            _log.info("upload_not_forgotten", digest=str(self._digest), error=str(error))
+
     async def _drop(self) -> None:
         # Until it stages something, the stream that took the upload over goes on with a record of this one.
         if self._lost is None:
@@ -264,8 +298,8 @@ class LmdbUpload(Upload):
 
     async def give_up(self) -> None:
         """Lose the upload to another stream; returns when nothing more will be written for this one."""
-        if self._suspending is not None:
-            await asyncio.shield(self._suspending)
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
             return
         self._lost = self._lost or AbortedError("another stream took this upload over")
         try:
@@ -306,6 +340,45 @@ class LmdbUpload(Upload):
         # A stream that takes the upload over waits for the same stages, at the same time.
         if self._stages and self._stages[0] is stage:
             del self._stages[0]
+
+
+class LmdbUnnamedUpload(UnnamedUpload):
+    """An upload whose digest is known at its end; made by ``open_unnamed_lmdb_upload``.
+
+    Args:
+        upload: What it is an upload like any other to.
+    """
+
+    def __init__(self, upload: LmdbUpload) -> None:
+        self._upload = upload
+
+    @override
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        await self._upload.append(pieces, length)
+
+    @override
+    async def finish(self, expected_hash: str | None = None) -> Digest:
+        def expect(found: Digest) -> Digest:
+            return found if expected_hash is None else Digest(expected_hash, found.size_bytes, found.function)
+
+        try:
+            return await self._upload.publish(expect)
+        except LatheError:
+            # What a named upload would keep for a second try is of no use to anybody here.
+            with contextlib.suppress(LatheError):
+                await self._upload.abandon()
+            raise
+        except BaseException:
+            self._upload.abandon_soon()
+            raise
+
+    @override
+    async def abandon(self) -> None:
+        await self._upload.abandon()
+
+    @override
+    def abandon_soon(self) -> None:
+        self._upload.abandon_soon()
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:
