@@ -48,6 +48,7 @@ lathe is ready ({seconds:.1f} s, {workers}, data in {settings.data_dir}). Build 
       --remote_executor=grpc://{HOST}:{ports["LATHE_SCHEDULER_PORT"]} \\
       --remote_default_exec_properties=cpu_count=1
 
+For clients without gRPC (ccache, sccache, Gradle): http://{HOST}:{ports["LATHE_CAS_HTTP_PORT"]}/cache/
 Metrics and state: http://{HOST}:{ports["LATHE_CAS_HTTP_PORT"]}/metrics, /status (cas), \
 {ports["LATHE_SCHEDULER_HTTP_PORT"]} (scheduler), {ports["LATHE_WORKER_HTTP_PORT"]} (worker). Ctrl-C stops all.
 """
@@ -64,6 +65,8 @@ async def supervise(settings: Settings, environ: dict[str, str]) -> None:
     console = Console(colour=sys.stdout.isatty(), width=max(len(service.name) for service in described))
     # The services take flags. Our variables would be settings to them, some of them unknown: LATHE_WORKER_API_PORT.
     inherited = {name: value for name, value in environ.items() if name not in VARIABLES}
+    # On loopback alone, as all ports of a run are: whoever reaches it reaches the CAS itself.
+    inherited.setdefault("LATHE_CAS_HTTP_CACHE", "read-write")
     keepers = [Keeper(service, console, inherited) for service in described]
     stop = asyncio.Event()
 

@@ -37,6 +37,7 @@ if [ "$purpose" != run ]; then
     command -v g++ > /dev/null || need g++
     command -v setpriv > /dev/null || need util-linux
     command -v curl > /dev/null || need curl
+    command -v ccache > /dev/null || need ccache
     command -v h2load > /dev/null || need nghttp2-client
     command -v openssl > /dev/null || need openssl
 fi

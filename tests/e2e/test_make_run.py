@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,11 @@ def test_prints_the_flags_and_stops_cleanly(start_run: StartRun) -> None:
         "--remote_default_exec_properties=cpu_count=1",
     ):
         assert flag in run.output
+    values = f"http://127.0.0.1:{ports['LATHE_CAS_HTTP_PORT']}/cache/"
+    assert values in run.output
+    put = urllib.request.Request(values + "key", data=b"a value", method="PUT")
+    with urllib.request.urlopen(put), urllib.request.urlopen(values + "key") as found:
+        assert found.read() == b"a value"
     pids = run.service_pids()
     assert set(pids) == {"cas", "scheduler", "worker-1"}
     # GNU make waits for its command, then dies of the signal itself; the command's own exit code is the next test's.

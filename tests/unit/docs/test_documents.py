@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from tests.unit.worker.memory_blobs import MemoryBlobs
 
-from lathe_cas.cas_metrics import CasCounters, CasMetrics
+from lathe_cas.cas_metrics import CasCounters, CasMetrics, HttpCacheCounts
 from lathe_cas.config import CasSettings
 from lathe_cas.stores.lmdb_blob_store import LmdbBlobStore
 from lathe_cas.stores.lmdb_storage import LmdbStorage
@@ -91,6 +91,7 @@ async def registered_metrics(directory: Path) -> set[str]:
     storage = LmdbStorage(directory, CasSettings().storage_options(), FakeClock().wall_seconds)
     try:
         CasMetrics(ServiceMetrics("cas", registry), CasCounters(), LmdbBlobStore(storage).status)
+        HttpCacheCounts(ServiceMetrics("cas", registry))
         SchedulerMetrics(ServiceMetrics("scheduler", registry))
         worker = WorkerMetrics(ServiceMetrics("worker", registry))
         worker.watch_cache(FileCache(directory / "inputs", 1, MemoryBlobs()))

@@ -9,7 +9,9 @@ import lmdb
 import structlog
 
 from lathe_cas.action_cache import ActionCache
-from lathe_cas.cas_metrics import CasCounters, CasMetrics
+from lathe_cas.cas_metrics import CasCounters, CasMetrics, HttpCacheCounts
+from lathe_cas.http_cache.opaque_values import OpaqueValues
+from lathe_cas.http_cache.requests import HttpCache
 from lathe_cas.servicers.action_cache import ActionCacheServicer
 from lathe_cas.servicers.byte_stream import ByteStreamServicer
 from lathe_cas.servicers.capabilities import CapabilitiesServicer
@@ -28,6 +30,8 @@ from lathe_shared.lifecycle import StartError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from aiohttp.web import RouteDef
 
     from lathe_cas.action_result_store import ActionResultStore
     from lathe_cas.blob_store import BlobStore
@@ -50,18 +54,35 @@ async def build(runtime: ServiceRuntime) -> None:
     counters = CasCounters()
     CasMetrics(runtime.metrics, counters, blobs.status)
     instance_names = InstanceNames(settings.instance_names)
+    action_cache = ActionCache(results, blobs)
     functions = settings.offered_functions
     batch_bytes = settings.max_batch_total_size_bytes
     servicers: list[Servicer] = [
         ContentAddressableStorageServicer(blobs, instance_names, functions, batch_bytes, counters),
         ByteStreamServicer(blobs, instance_names, functions, counters),
-        ActionCacheServicer(ActionCache(results, blobs), instance_names, functions, counters),
+        ActionCacheServicer(action_cache, instance_names, functions, counters),
         CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes_each),
     ]
     runtime.add_grpc_port(servicers, settings.port)
     tls = _add_tls_port(runtime, settings, servicers)
+    routes: list[RouteDef] = []
+    if settings.http_cache != "off":
+        http_cache = HttpCache(
+            blobs,
+            action_cache,
+            OpaqueValues(results),
+            instance_names,
+            functions,
+            counters,
+            HttpCacheCounts(runtime.metrics),
+            writable=settings.http_cache == "read-write",
+            max_body_bytes=min(settings.http_cache_max_body_bytes, settings.max_size_bytes_each),
+        )
+        runtime.on_drain(http_cache.drain)
+        routes = http_cache.routes()
     runtime.add_http_port(
-        lambda: status_page(settings, blobs.status(), counters, tls=None if tls is None else tls.describe())
+        lambda: status_page(settings, blobs.status(), counters, tls=None if tls is None else tls.describe()),
+        routes=routes,
     )
 
 

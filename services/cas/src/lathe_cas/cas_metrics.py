@@ -62,6 +62,39 @@ class CasCounters:
     sent_bytes: int = 0
 
 
+class HttpCacheCounts:
+    """Counts the HTTP cache's requests.
+
+    Kinds are ``cas``, ``ac``, ``cache``, and ``none`` for a request that was refused before its path was looked at.
+    Methods are ``GET``, ``HEAD``, ``PUT`` and ``other``. Outcomes are ``hit``, ``miss``, ``stored``, ``refused`` (the
+    client is to blame), ``failed`` (the service is), and ``broken_off`` (the transfer did not come to its end).
+
+    Args:
+        metrics: Where Prometheus reads them.
+    """
+
+    def __init__(self, metrics: ServiceMetrics) -> None:
+        self._prefix = metrics.prefix
+        self._counts: dict[tuple[str, str, str], int] = {}
+        metrics.registry.register(self)
+
+    def add(self, kind: str, method: str, outcome: str) -> None:
+        """Count one request."""
+        key = kind, method, outcome
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield everything as it is now; called by Prometheus' registry."""
+        requests = CounterMetricFamily(
+            self._prefix + "http_cache_requests",
+            "Requests to the HTTP cache that are over",
+            labels=("kind", "method", "outcome"),
+        )
+        for key, count in self._counts.items():
+            requests.add_metric(key, count)
+        yield requests
+
+
 class CasMetrics:
     """The CAS's own metrics; each name begins with ``lathe_cas_``.
 

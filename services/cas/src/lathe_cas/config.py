@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ class CasSettings(ServiceSettings):
     service: ClassVar[str] = "cas"
 
     port: Port = Field(default=50051, description="port for clients: CAS, ByteStream, ActionCache, Capabilities")
-    http_port: Port = Field(default=50081, description="port of /metrics, /healthz and /status")
+    http_port: Port = Field(default=50081, description="port of /metrics, /healthz and /status, and of http_cache")
     data_dir: Path = Field(default=Path("~/.cache/lathe/cas"), description="where everything is kept")
     data_dirs: list[Path] = Field(
         default=[],
@@ -52,6 +52,14 @@ class CasSettings(ServiceSettings):
     )
     upload_max_age_seconds: int = Field(
         default=UPLOAD_MAX_AGE_SECONDS, ge=60, description="after how long without a byte an unfinished upload is gone"
+    )
+    # Off: a port that was for monitoring must not begin to take part in builds because its service was upgraded.
+    http_cache: Literal["off", "read-only", "read-write"] = Field(
+        default="off", description="whether /cas/, /ac/ and /cache/ are served on http_port, to whoever reaches it"
+    )
+    # Far above what compilers write. A body without a length may make so much room for itself before it is refused.
+    http_cache_max_body_bytes: int = Field(
+        default=4 << 30, ge=1, description="largest blob or value that the HTTP cache takes"
     )
 
     tls_port: Port | None = Field(default=None, description="port for the same over TLS; unset: none")

@@ -32,6 +32,7 @@ def status_page(
         "instance_names": settings.instance_names or "any",
         "data_dirs": [str(path) for path in settings.all_data_dirs],
         "tls": tls,
+        "http_cache": settings.http_cache,
         "store": store | {"full_percent": round(100 * status.stored_bytes / status.limit_bytes, 1)},
         "limits": {
             "max_size_bytes": settings.max_size_bytes,
