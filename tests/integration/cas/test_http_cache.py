@@ -154,6 +154,7 @@ async def test_values_and_action_results_never_meet(server: HttpServer) -> None:
     await put(server.blobs, b"output")
     assert (await server.put(f"/cache/{key}", b"a value")).status == 200
     assert (await server.get(f"/{key}")).status == (await server.get(f"/main/{key}")).status == 404
+    assert (await server.get(f"/ac/{Digest.of(key.encode()).hash}")).status == 404
     assert (await server.put(f"/{key}", result)).status == 200
     assert (await server.get(f"/cache/{key}")).body == b"a value"
     assert (await server.get(f"/{key}")).body == result
