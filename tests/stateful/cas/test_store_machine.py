@@ -129,6 +129,32 @@ class StoreMachine(RuleBasedStateMachine):
             elif not digest.is_empty:
                 self.model.use(digest, self.step)
 
+    @rule(digest=st.sampled_from(DIGESTS), is_wrong=st.booleans())
+    def put_unnamed(self, digest: Digest, is_wrong: bool) -> None:
+        staged_bytes = self.staged_bytes()
+
+        async def upload() -> Digest:
+            upload = await self.store.blobs.open_unnamed_upload(digest.function)
+            try:
+                for start in range(0, digest.size_bytes, 170):
+                    piece = memoryview(BLOBS[digest])[start : start + 170]
+                    await upload.append([piece], len(piece))
+            except LatheError:
+                await upload.abandon()
+                raise
+            return await upload.finish("0" * 64 if is_wrong else digest.hash)
+
+        try:
+            assert self.do(upload()) == digest
+        except DigestMismatchError:
+            assert is_wrong
+        except ResourceExhaustedError:
+            assert staged_bytes + 2 * disk_bytes(digest.size_bytes) > LIMIT_BYTES
+        else:
+            assert not is_wrong
+            self.model.use(digest, self.step)
+        assert self.staged_bytes() <= staged_bytes, "something is left of it"
+
     @rule(wanted=digests)
     def find_missing(self, wanted: list[Digest]) -> None:
         assert missing(self.store.blobs, *wanted) == self.model.missing(wanted)
