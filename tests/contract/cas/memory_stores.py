@@ -89,8 +89,8 @@ class MemoryBlobStore(BlobStore):
         return upload
 
     @override
-    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
-        return MemoryUnnamedUpload(self, function)
+    async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
+        return MemoryUnnamedUpload(self, function, expected_hash)
 
     @override
     def upload_status(self, name: UploadName) -> UploadStatus:
@@ -162,9 +162,10 @@ class MemoryUpload(Upload):
 
 
 class MemoryUnnamedUpload(UnnamedUpload):
-    def __init__(self, store: MemoryBlobStore, function: DigestFunction) -> None:
+    def __init__(self, store: MemoryBlobStore, function: DigestFunction, expected_hash: str | None) -> None:
         self.store = store
         self.function = function
+        self.expected_hash = expected_hash
         self.data = bytearray()
 
     @override
@@ -173,9 +174,9 @@ class MemoryUnnamedUpload(UnnamedUpload):
         await asyncio.sleep(0)
 
     @override
-    async def finish(self, expected_hash: str | None = None) -> Digest:
+    async def finish(self) -> Digest:
         found = Digest.of(self.data, self.function)
-        expected = Digest(expected_hash or found.hash, found.size_bytes, self.function)
+        expected = Digest(self.expected_hash or found.hash, found.size_bytes, self.function)
         error = self.store.put(expected, bytes(self.data))
         if error is not None:
             raise error

@@ -343,9 +343,9 @@ async def test_an_unnamed_upload_becomes_a_blob_when_it_is_finished(
     data = content(size_bytes)
     digest = Digest.of(data, function)
     for expected_hash in (None, digest.hash):
-        upload = await blobs.open_unnamed_upload(function)
+        upload = await blobs.open_unnamed_upload(function, expected_hash)
         await feed_unnamed(upload, data)
-        assert await upload.finish(expected_hash) == digest
+        assert await upload.finish() == digest
         assert await read(blobs, digest) == data
     assert blobs.status().blobs == min(1, size_bytes)
     assert blobs.status().staged_bytes == 0
@@ -355,11 +355,12 @@ async def test_an_unnamed_upload_becomes_a_blob_when_it_is_finished(
 @pytest.mark.parametrize("end", ["wrong hash", "abandon", "abandon soon"])
 async def test_an_unnamed_upload_that_comes_to_nothing_is_forgotten(stores: Stores, size_bytes: int, end: str) -> None:
     digest, data = blob(size_bytes)
-    upload = await stores.blobs.open_unnamed_upload(DigestFunction.SHA256)
+    expected_hash = "0" * 64 if end == "wrong hash" else None
+    upload = await stores.blobs.open_unnamed_upload(DigestFunction.SHA256, expected_hash)
     await feed_unnamed(upload, data)
     if end == "wrong hash":
         with pytest.raises(DigestMismatchError, match=digest.hash):
-            await upload.finish("0" * 64)
+            await upload.finish()
     elif end == "abandon":
         await upload.abandon()
     else:

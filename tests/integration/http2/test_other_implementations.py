@@ -62,7 +62,7 @@ bodies = st.lists(st.integers(0, 60_000), min_size=1, max_size=6)
     window=st.sampled_from([100, 5000, 65_535, 1 << 20]),
     padding=st.integers(0, 255),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_h2_client_and_our_server_carry_any_bodies(requests: list[list[int]], window: int, padding: int) -> None:
     ours, owner, theirs = pair(is_client=False, window=window)
     events: list[h2.events.Event] = []
@@ -92,7 +92,7 @@ def test_an_h2_client_and_our_server_carry_any_bodies(requests: list[list[int]],
 
 
 @given(answers=st.lists(bodies, min_size=1, max_size=4), window=st.sampled_from([100, 5000, 65_535, 1 << 20]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_our_client_and_an_h2_server_carry_any_bodies(answers: list[list[int]], window: int) -> None:
     ours, _, theirs = pair(is_client=True, window=window)
     calls = []

@@ -310,4 +310,4 @@ class ActionQueueMachine(RuleBasedStateMachine):
 
 
 TestActionQueueMachine = ActionQueueMachine.TestCase
-TestActionQueueMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestActionQueueMachine.settings = settings(max_examples=100, stateful_step_count=50)

@@ -151,14 +151,14 @@ def _judge(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_reader_finds_what_google_protobuf_finds(name: str, data: st.DataObject) -> None:
     _judge(name, data.draw(message_bytes(message_class(CASES[name][0]))))
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_reader_refuses_what_google_protobuf_refuses(name: str, data: st.DataObject) -> None:
     _judge(name, data.draw(damaged(message_bytes(message_class(CASES[name][0])))))
@@ -202,7 +202,7 @@ def test_find_missing_reads_plain_and_shuffled_requests_alike(
     ]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_find_missing_agrees_with_google_protobuf_on_anything(data: st.DataObject) -> None:
     cls = reapi_class("FindMissingBlobsRequest")
@@ -223,7 +223,7 @@ def test_find_missing_agrees_with_google_protobuf_on_anything(data: st.DataObjec
     assert [(k[1:].hex(), s) for _, k, s in found.blobs] == [_view_digest(d) for d in expected.blob_digests]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_get_action_result_agrees_with_google_protobuf_on_anything(data: st.DataObject) -> None:
     cls = reapi_class("GetActionResultRequest")

@@ -134,14 +134,11 @@ class UnnamedUpload(ABC):
         """
 
     @abstractmethod
-    async def finish(self, expected_hash: str | None = None) -> Digest:
+    async def finish(self) -> Digest:
         """Make the blob visible, durably, and return its digest.
 
-        Args:
-            expected_hash: What the hash has to be; None if any will do.
-
         Raises:
-            DigestMismatchError: The bytes have another hash; nothing of them is kept.
+            DigestMismatchError: The bytes have another hash than was expected; nothing of them is kept.
             ResourceExhaustedError: No room is left.
         """
 
@@ -234,11 +231,12 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
+    async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
         """Begin an upload of a blob whose digest is not known yet.
 
         Args:
             function: What its digest is to be made with.
+            expected_hash: What its hash has to be; None if any will do.
         """
 
     async def put_upload(self, name: UploadName, data: memoryview) -> None:

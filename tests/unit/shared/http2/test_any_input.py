@@ -109,7 +109,7 @@ def check(http2: Connection) -> None:
 
 @pytest.mark.parametrize("is_client", [False, True])
 @given(data=plausible, cuts=st.lists(st.integers(0, 3000), max_size=10), answers=st.booleans())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_no_frames_do_harm(is_client: bool, data: bytes, cuts: list[int], answers: bool) -> None:
     http2, _, _ = begun(is_client=is_client)
     for piece in split(data, cuts):
@@ -126,7 +126,7 @@ def test_no_frames_do_harm(is_client: bool, data: bytes, cuts: list[int], answer
 
 @pytest.mark.parametrize("is_client", [False, True])
 @given(data=st.binary(max_size=300), has_begun=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_bytes_do_harm(is_client: bool, data: bytes, has_begun: bool) -> None:
     if has_begun:
         http2, _, _ = begun(is_client=is_client)
@@ -140,7 +140,7 @@ def test_no_bytes_do_harm(is_client: bool, data: bytes, has_begun: bool) -> None
 
 @pytest.mark.parametrize("is_client", [False, True])
 @given(data=plausible, cuts=st.lists(st.integers(0, 400), min_size=1, max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_outcome_does_not_depend_on_how_the_bytes_were_split(is_client: bool, data: bytes, cuts: list[int]) -> None:
     whole = outcome(data, [], is_client=is_client)
 
@@ -208,7 +208,7 @@ many_calls = st.builds(
     data=st.lists(many_calls | any_frame | good_call, max_size=20).map(b"".join),
     cuts=st.lists(st.integers(0, 400), min_size=1, max_size=30),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_calls_that_come_as_a_whole_end_as_those_that_do_not(data: bytes, cuts: list[int]) -> None:
     whole = outcome(data, [], is_client=False, owner=Answering())
     byte_by_byte = outcome(data, [1] * min(len(data), 3000), is_client=False, owner=Answering())
@@ -261,7 +261,7 @@ def split(data: bytes, cuts: list[int]) -> list[bytes]:
     sizes=st.lists(st.tuples(st.sampled_from([1, 3, 5]), st.integers(0, 70_000)), max_size=12),
     seed=st.integers(0, 10**9),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_everything_that_is_sent_arrives_in_order_whatever_the_windows_do(sizes: Any, seed: int) -> None:
     """A peer with windows of its own, which opens them at random and must never be sent beyond them."""
     chance = random.Random(seed)

@@ -11,7 +11,7 @@ import pytest
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.shared.http2.memory_transport import MemoryTransport
 from tests.unit.shared.http2.raw_frames import parse
@@ -144,7 +144,7 @@ def run(scenario: Any) -> None:
     input_=st.lists(headers(REQUESTS) | data | any_frame, max_size=25).map(b"".join),
     cuts=st.lists(st.integers(1, 300), max_size=10),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_no_frames_harm_a_server(input_: bytes, cuts: list[int]) -> None:
     async def scenario() -> None:
         server = Http2Server(
@@ -176,7 +176,7 @@ def test_no_frames_harm_a_server(input_: bytes, cuts: list[int]) -> None:
     input_=st.lists(headers(RESPONSES) | data | any_frame, max_size=25).map(b"".join),
     cuts=st.lists(st.integers(1, 300), max_size=10),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_no_frames_harm_a_client(input_: bytes, cuts: list[int]) -> None:
     async def scenario() -> None:
         protocol = ClientProtocol(LIMITS)

@@ -210,7 +210,7 @@ class HttpCache:
         self, body: AsyncIterator[memoryview], function: DigestFunction, expected_hash: str | None = None
     ) -> Digest:
         """Store a body as a blob, or nothing of it."""
-        upload = await self._blobs.open_unnamed_upload(function)
+        upload = await self._blobs.open_unnamed_upload(function, expected_hash)
         try:
             async for piece in body:
                 await upload.append([piece], len(piece))
@@ -222,7 +222,7 @@ class HttpCache:
         except BaseException:
             upload.abandon_soon()
             raise
-        return await upload.finish(expected_hash)
+        return await upload.finish()
 
     async def _get_action_result(self, path: ActionResultPath) -> web.StreamResponse:
         found = self._action_cache.get(path.instance_name, path.action_digest)

@@ -230,8 +230,8 @@ class LmdbBlobStore(BlobStore):
         return await open_lmdb_upload(self._storage, self.active_uploads, name, restart=restart)
 
     @override
-    async def open_unnamed_upload(self, function: DigestFunction) -> UnnamedUpload:
-        return await open_unnamed_lmdb_upload(self._storage, self.active_uploads, function)
+    async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
+        return await open_unnamed_lmdb_upload(self._storage, self.active_uploads, function, expected_hash)
 
     @override
     async def put_upload(self, name: UploadName, data: memoryview) -> None:

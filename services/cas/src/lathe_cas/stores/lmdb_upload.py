@@ -69,12 +69,12 @@ async def open_lmdb_upload(
 
 
 async def open_unnamed_lmdb_upload(
-    storage: LmdbStorage, active: dict[bytes, LmdbUpload], function: DigestFunction
+    storage: LmdbStorage, active: dict[bytes, LmdbUpload], function: DigestFunction, expected_hash: str | None
 ) -> LmdbUnnamedUpload:
     """Begin an upload whose digest is not known yet; see ``open_lmdb_upload``."""
     # Filed under a digest that no blob has, and under a name that nobody else can know.
     name = UploadName("", uuid.uuid4().hex, Digest("0" * function.hash_length, 0, function))
-    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, name, restart=True))
+    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, name, restart=True), expected_hash)
 
 
 class LmdbUpload(Upload):
@@ -347,22 +347,21 @@ class LmdbUnnamedUpload(UnnamedUpload):
 
     Args:
         upload: What it is an upload like any other to.
+        expected_hash: What the hash has to be; None if any will do.
     """
 
-    def __init__(self, upload: LmdbUpload) -> None:
+    def __init__(self, upload: LmdbUpload, expected_hash: str | None) -> None:
         self._upload = upload
+        self._expected_hash = expected_hash
 
     @override
     async def append(self, pieces: Sequence[memoryview], length: int) -> None:
         await self._upload.append(pieces, length)
 
     @override
-    async def finish(self, expected_hash: str | None = None) -> Digest:
-        def expect(found: Digest) -> Digest:
-            return found if expected_hash is None else Digest(expected_hash, found.size_bytes, found.function)
-
+    async def finish(self) -> Digest:
         try:
-            return await self._upload.publish(expect)
+            return await self._upload.publish(self._expected)
         except LatheError:
             # What a named upload would keep for a second try is of no use to anybody here.
             with contextlib.suppress(LatheError):
@@ -371,6 +370,9 @@ class LmdbUnnamedUpload(UnnamedUpload):
         except BaseException:
             self._upload.abandon_soon()
             raise
+
+    def _expected(self, found: Digest) -> Digest:
+        return Digest(self._expected_hash or found.hash, found.size_bytes, found.function)
 
     @override
     async def abandon(self) -> None:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
-from lathe_cas.blob_store import BlobStore, StoreStatus, Upload, UploadName, UploadStatus
+from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
+from lathe_shared.digest import Digest
+from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from lathe_cas.stores.shard_map import ShardMap
-    from lathe_shared.digest import Digest
-    from lathe_shared.errors import LatheError
+    from lathe_shared.digest import DigestFunction
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,6 +33,7 @@ class ShardedBlobStore(BlobStore):
     def __init__(self, shards: Sequence[BlobStore], shard_map: ShardMap) -> None:
         self._shards = shards
         self._map = shard_map
+        self._next_shard = 0
 
     def _shard(self, digest: Digest) -> BlobStore:
         return self._shards[self._map.place(digest.key)]
@@ -46,6 +48,14 @@ class ShardedBlobStore(BlobStore):
             for number in shard.find_missing([(number, *wanted[number][1:]) for number in share])
         ]
         return [wanted[number][0] for number in sorted(missing)]
+
+    @override
+    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+        sizes: list[int | None] = [None] * len(keys)
+        for shard, share in zip(self._shards, self._share_out(keys), strict=True):
+            for number, size_bytes in zip(share, shard.find_sizes([keys[number] for number in share]), strict=True):
+                sizes[number] = size_bytes
+        return sizes
 
     def _share_out(self, keys: Iterable[bytes]) -> list[list[int]]:
         """Return for each shard the numbers of the keys that it is in charge of."""
@@ -95,6 +105,14 @@ class ShardedBlobStore(BlobStore):
         await self._shard(name.digest).put_upload(name, data)
 
     @override
+    async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
+        if expected_hash is not None:
+            return await self._shard(Digest(expected_hash, 0, function)).open_unnamed_upload(function, expected_hash)
+        here = self._shards[self._next_shard]
+        self._next_shard = (self._next_shard + 1) % len(self._shards)
+        return _MovedUpload(here, await here.open_unnamed_upload(function), self._shard)
+
+    @override
     def upload_status(self, name: UploadName) -> UploadStatus:
         return self._shard(name.digest).upload_status(name)
 
@@ -126,3 +144,54 @@ class ShardedBlobStore(BlobStore):
             file_bytes=sum(status.file_bytes for status in statuses),
             counters=counters,
         )
+
+
+class _MovedUpload(UnnamedUpload):
+    """An upload whose shard is known when its hash is: it arrives in one of them and is moved if that was wrong.
+
+    Args:
+        here: The shard that it arrives in.
+        upload: The upload there.
+        shard: Tells the right one.
+    """
+
+    def __init__(self, here: BlobStore, upload: UnnamedUpload, shard: Callable[[Digest], BlobStore]) -> None:
+        self._here = here
+        self._upload = upload
+        self._shard = shard
+
+    @override
+    async def append(self, pieces: Sequence[memoryview], length: int) -> None:
+        await self._upload.append(pieces, length)
+
+    @override
+    async def finish(self) -> Digest:
+        digest = await self._upload.finish()
+        there = self._shard(digest)
+        if there is not self._here and not digest.is_empty:
+            # If this is cancelled the blob stays here too, where nobody asks for it, until it is evicted.
+            await self._copy(digest, there)
+            await self._here.remove([digest])
+        return digest
+
+    async def _copy(self, digest: Digest, there: BlobStore) -> None:
+        copy = await there.open_unnamed_upload(digest.function, digest.hash)
+        try:
+            async for piece in self._here.read(digest):
+                await copy.append([memoryview(piece)], len(piece))
+        except LatheError:
+            await copy.abandon()
+            await self._here.remove([digest])
+            raise
+        except BaseException:
+            copy.abandon_soon()
+            raise
+        await copy.finish()
+
+    @override
+    async def abandon(self) -> None:
+        await self._upload.abandon()
+
+    @override
+    def abandon_soon(self) -> None:
+        self._upload.abandon_soon()
