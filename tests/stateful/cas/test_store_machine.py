@@ -87,7 +87,12 @@ class StoreMachine(RuleBasedStateMachine):
 
     def do(self, awaitable: Awaitable[T]) -> T:
         async def run() -> T:
-            return await awaitable
+            try:
+                return await awaitable
+            finally:
+                # What an append left to a thread would be staged, and push out blobs, at any time from here on.
+                for upload in list(self.store.blobs.active_uploads.values()):
+                    await upload._settle_hashing()
 
         return self.runner.run(run())
 
