@@ -23,7 +23,14 @@ RPCS = [
     *(f"cas {name}" for name in _BOTH),
     *(
         f"cas ContentAddressableStorage/{method}"
-        for method in ("FindMissingBlobs", "BatchUpdateBlobs", "BatchReadBlobs", "GetTree")
+        for method in (
+            "FindMissingBlobs",
+            "BatchUpdateBlobs",
+            "BatchReadBlobs",
+            "GetTree",
+            "SplitBlob",
+            "SpliceBlob",
+        )
     ),
     *(f"cas ByteStream/{method}" for method in ("Read", "Write", "QueryWriteStatus")),
     *(f"scheduler {name}" for name in _BOTH),
@@ -176,6 +183,9 @@ class EveryRpc:
                 return instance | digest_function | {"digests": [blob], "acceptable_compressors": [0, 1]}
             case "GetTree":
                 return instance | digest_function | {"root_digest": self._root, "page_size": 10}
+            case "SplitBlob" | "SpliceBlob":
+                chunks = {"chunk_digests": [blob]} if method == "SpliceBlob" else {}
+                return instance | digest_function | chunks | {"blob_digest": blob, "chunking_function": 1}
             case "GetActionResult":
                 wishes = {"inline_stdout": True, "inline_stderr": True, "inline_output_files": ["out", "link"]}
                 return instance | digest_function | wishes | {"action_digest": self._action}

@@ -55,16 +55,16 @@ def test_the_scheduler_tells_what_the_cas_and_itself_can(client: IndependentClie
     assert client.api.reapi.DigestFunction.SHA256 in execution.digest_functions
 
 
-@pytest.mark.parametrize("rpc", ["SplitBlob", "SpliceBlob"])
-def test_what_is_not_advertised_is_unimplemented(client: IndependentClient, rpc: str) -> None:
+def test_the_cas_tells_how_it_splits_blobs(client: IndependentClient) -> None:
     cache = capabilities(client, client.cas_channel).cache_capabilities
-    request = getattr(client.api.reapi, f"{rpc}Request")(instance_name=INSTANCE)
-    assert not {"SplitBlob": cache.split_blob_support, "SpliceBlob": cache.splice_blob_support}[rpc]
 
-    with pytest.raises(grpc.RpcError) as refused:
-        getattr(client.cas, rpc)(request)
-
-    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert cache.split_blob_support
+    assert cache.splice_blob_support
+    assert cache.HasField("fast_cdc_2020_params")
+    # What the specification recommends; clients ignore FastCDC where it is not within 1 KiB and 1 MiB.
+    assert cache.fast_cdc_2020_params.avg_chunk_size_bytes == 512 << 10
+    assert cache.fast_cdc_2020_params.seed == 0
+    assert not cache.HasField("rep_max_cdc_params")
 
 
 @pytest.mark.parametrize(("where", "service"), SERVICES)

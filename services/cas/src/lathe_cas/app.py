@@ -9,10 +9,12 @@ import lmdb
 import structlog
 
 from lathe_cas.action_cache import ActionCache
+from lathe_cas.blob_chunking import BlobChunking
 from lathe_cas.cas_metrics import CasCounters, CasMetrics, HttpCacheCounts
 from lathe_cas.http_cache.opaque_values import OpaqueValues
 from lathe_cas.http_cache.requests import HttpCache
 from lathe_cas.servicers.action_cache import ActionCacheServicer
+from lathe_cas.servicers.blob_chunking import BlobChunkingServicer
 from lathe_cas.servicers.byte_stream import ByteStreamServicer
 from lathe_cas.servicers.capabilities import CapabilitiesServicer
 from lathe_cas.servicers.content_addressable_storage import ContentAddressableStorageServicer
@@ -53,15 +55,19 @@ async def build(runtime: ServiceRuntime) -> None:
     blobs, results = _open_stores(runtime, settings)
     counters = CasCounters()
     CasMetrics(runtime.metrics, counters, blobs.status)
+    chunking_parameters = settings.chunking_parameters()
+    chunking = BlobChunking(blobs, results, chunking_parameters, counters)
+    runtime.on_close(chunking.aclose)
     instance_names = InstanceNames(settings.instance_names)
     action_cache = ActionCache(results, blobs)
     functions = settings.offered_functions
     batch_bytes = settings.max_batch_total_size_bytes
     servicers: list[Servicer] = [
         ContentAddressableStorageServicer(blobs, instance_names, functions, batch_bytes, counters),
+        BlobChunkingServicer(chunking, instance_names, functions),
         ByteStreamServicer(blobs, instance_names, functions, counters),
         ActionCacheServicer(action_cache, instance_names, functions, counters),
-        CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes_each),
+        CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes_each, chunking_parameters),
     ]
     runtime.add_grpc_port(servicers, settings.port)
     tls = _add_tls_port(runtime, settings, servicers)

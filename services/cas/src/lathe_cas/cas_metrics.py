@@ -26,6 +26,8 @@ COUNTER_TEXTS = {
     "action_result_misses": "GetActionResult requests for which there was no complete result",
     "received_bytes": "Bytes of blobs that clients sent",
     "sent_bytes": "Bytes of blobs that were sent to clients",
+    "split_blobs": "Blobs that were cut into chunks",
+    "spliced_blobs": "Blobs that were put together, or verified, from chunks",
     "written_blobs": "Blobs that became visible",
     "written_bytes": "Their bytes",
     "evicted_blobs": "Blobs that went because of the size limit",
@@ -44,7 +46,7 @@ GAUGE_TEXTS = {
     "stored_bytes": "Bytes on disk of everything kept; what the limit is about",
     "staged_bytes": "Bytes on disk of unfinished uploads",
     "garbage_bytes": "Bytes on disk that wait to be freed",
-    "action_results": "Action results held",
+    "action_results": "Action results held, and layouts of split blobs",
     "limit_bytes": "The limit of stored_bytes",
     "file_bytes": "Size of the store's files",
 }
@@ -60,6 +62,8 @@ class CasCounters:
     action_result_misses: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
+    split_blobs: int = 0
+    spliced_blobs: int = 0
 
 
 class HttpCacheCounts:

@@ -5,9 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lathe_cas.eviction_policy import EvictionPolicy
+from lathe_cas.fast_cdc import (
+    LARGEST_AVERAGE_BYTES,
+    LEAST_AVERAGE_BYTES,
+    RECOMMENDED_AVERAGE_BYTES,
+    FastCdcParameters,
+)
 from lathe_cas.stores.lmdb_storage import UPLOAD_MAX_AGE_SECONDS, LmdbOptions
 from lathe_cas.stores.shard_map import MAX_SHARDS
 from lathe_shared.config_loading import DigestFunctionList, InstanceNameList, Port, ServiceSettings
@@ -61,6 +67,12 @@ class CasSettings(ServiceSettings):
     http_cache_max_body_bytes: int = Field(
         default=4 << 30, ge=1, description="largest blob or value that the HTTP cache takes"
     )
+    chunk_average_bytes: int = Field(
+        default=RECOMMENDED_AVERAGE_BYTES,
+        ge=LEAST_AVERAGE_BYTES,
+        le=LARGEST_AVERAGE_BYTES,
+        description="about how large the chunks are into which SplitBlob cuts blobs, a power of two, as advertised",
+    )
 
     tls_port: Port | None = Field(default=None, description="port for the same over TLS; unset: none")
     tls_certificate: Path | None = Field(
@@ -79,6 +91,13 @@ class CasSettings(ServiceSettings):
     tls_names_file: Path | None = Field(
         default=None, description="file with more of them, one a line: the name of the machine around a container"
     )
+
+    @field_validator("chunk_average_bytes", mode="after")
+    @classmethod
+    def _check_power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"must be a power of two, such as {1 << (value.bit_length() - 1)}")
+        return value
 
     @model_validator(mode="after")
     def _check_tls(self) -> CasSettings:
@@ -116,3 +135,7 @@ class CasSettings(ServiceSettings):
     def storage_options(self) -> LmdbOptions:
         """Return what the storage needs to know."""
         return LmdbOptions(EvictionPolicy(self.max_size_bytes_each), upload_max_age_seconds=self.upload_max_age_seconds)
+
+    def chunking_parameters(self) -> FastCdcParameters:
+        """Return how blobs are split."""
+        return FastCdcParameters(self.chunk_average_bytes)

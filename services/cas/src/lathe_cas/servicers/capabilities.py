@@ -15,6 +15,7 @@ from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, decode, una
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from lathe_cas.fast_cdc import FastCdcParameters
     from lathe_shared.digest import DigestFunction
     from lathe_shared.instance_name import InstanceNames
 
@@ -33,6 +34,7 @@ class CapabilitiesServicer(Servicer):
         functions: The digest functions that are offered.
         max_batch_total_size_bytes: Bytes of blobs in one batch.
         max_blob_size_bytes: Bytes of one blob.
+        chunking: How blobs are split.
     """
 
     service_name = "build.bazel.remote.execution.v2.Capabilities"
@@ -43,6 +45,7 @@ class CapabilitiesServicer(Servicer):
         functions: Collection[DigestFunction],
         max_batch_total_size_bytes: int,
         max_blob_size_bytes: int,
+        chunking: FastCdcParameters,
     ) -> None:
         self._instance_names = instance_names
         cache = reapi.CacheCapabilities(
@@ -54,6 +57,11 @@ class CapabilitiesServicer(Servicer):
                 reapi.SymlinkAbsolutePathStrategyValue.ALLOWED
             ),
             max_cas_blob_size_bytes=max_blob_size_bytes,
+            split_blob_support=True,
+            splice_blob_support=True,
+            fast_cdc_2020_params=reapi.FastCdc2020Params(
+                avg_chunk_size_bytes=chunking.average_bytes, seed=chunking.seed
+            ),
         )
         self._answer = bytes(
             reapi.ServerCapabilities(
