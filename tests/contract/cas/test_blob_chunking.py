@@ -142,7 +142,7 @@ async def test_work_goes_on_when_nobody_waits_for_it_any_more(stores: Stores, ch
 
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
-    await asyncio.gather(*chunking.chunking._running.values())
+    await chunking.chunking._work.settle()
 
     assert chunking.counters.split_blobs == 1
 

@@ -30,6 +30,8 @@ class GeneratedApi:
     operations_stubs: Any
     health: Any
     health_stubs: Any
+    asset: Any
+    asset_stubs: Any
     status: Any
     error_details: Any
 
@@ -70,6 +72,7 @@ def _import_api() -> GeneratedApi:
         *pair("google.bytestream.bytestream"),
         *pair("google.longrunning.operations"),
         *pair("health.v1.health"),
+        *pair("build.bazel.remote.asset.v1.remote_asset"),
         status=importlib.import_module("google.rpc.status_pb2"),
         error_details=importlib.import_module("google.rpc.error_details_pb2"),
     )

@@ -69,6 +69,10 @@ async def build(runtime: ServiceRuntime) -> None:
         ActionCacheServicer(action_cache, instance_names, functions, counters),
         CapabilitiesServicer(instance_names, functions, batch_bytes, settings.max_size_bytes_each, chunking_parameters),
     ]
+    if settings.remote_asset:
+        from lathe_cas.remote_asset.parts import remote_asset_servicers  # an HTTP client that most do without
+
+        servicers += remote_asset_servicers(runtime, settings, blobs, action_cache, instance_names, counters)
     runtime.add_grpc_port(servicers, settings.port)
     tls = _add_tls_port(runtime, settings, servicers)
     routes: list[RouteDef] = []

@@ -11,26 +11,25 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
 from lathe_cas.blob_store import UploadName
 from lathe_cas.chunk_layouts import ChunkLayouts, layout_message
 from lathe_cas.fast_cdc import FastCdcCutter
+from lathe_cas.shared_work import SharedWork
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, DigestMismatchError, InvalidArgumentError, LatheError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from lathe_cas.action_result_store import ActionResultStore
     from lathe_cas.blob_store import BlobStore, Upload
     from lathe_cas.cas_metrics import CasCounters
     from lathe_cas.fast_cdc import FastCdcParameters
     from lathe_shared.digest import DigestFunction
-
-T = TypeVar("T")
 
 MAX_CHUNKS = 25_000
 """Chunks of one blob. With the longest digests they make a SplitBlobResponse of 3.6 MB, and clients accept 4 MiB.
@@ -65,9 +64,8 @@ class BlobChunking:
         self._layouts = ChunkLayouts(results, parameters)
         self._parameters = parameters
         self._counters = counters
-        self._running: dict[Hashable, asyncio.Task[Any]] = {}
         # Each holds up to some 16 MB, and keeps a thread busy.
-        self._slots = asyncio.Semaphore(os.cpu_count() or 1)
+        self._work = SharedWork("chunking", os.cpu_count() or 1)
 
     async def split(self, blob: Digest, *, any_layout: bool) -> bytes:
         """Return a blob's layout as a serialized SplitBlobResponse, after making it if none is known.
@@ -85,7 +83,7 @@ class BlobChunking:
         if layout is None and any_layout:
             layout = self._layouts.get(blob, by_fast_cdc=False)
         if layout is None:
-            layout = await self._once(blob, lambda: self._make_layout(blob))
+            layout = await self._work.once(blob, lambda: self._make_layout(blob))
         return layout
 
     async def splice(self, blob: Digest, chunks: Sequence[Digest], *, by_fast_cdc: bool) -> None:
@@ -111,14 +109,11 @@ class BlobChunking:
         self._check_present(chunks)
         if not self._is_spliced(blob, chunks):
             key = (blob, tuple(chunks), by_fast_cdc)
-            await self._once(key, lambda: self._join(blob, chunks, by_fast_cdc=by_fast_cdc))
+            await self._work.once(key, lambda: self._join(blob, chunks, by_fast_cdc=by_fast_cdc))
 
     async def aclose(self) -> None:
         """Give up what is under way."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._work.aclose()
 
     def _check_present(self, digests: Sequence[Digest]) -> None:
         """Touch blobs.
@@ -143,25 +138,6 @@ class BlobChunking:
             self._layouts.get(blob, by_fast_cdc=by_fast_cdc) == layout_message(chunks, by_fast_cdc=by_fast_cdc)
             for by_fast_cdc in (True, False)
         )
-
-    async def _once(self, key: Hashable, work: Callable[[], Coroutine[object, object, T]]) -> T:
-        """Do some work, or wait for the same work that is under way. Cancellation ends the waiting only."""
-        task: asyncio.Task[T] | None = self._running.get(key)
-        if task is None:
-            task = asyncio.create_task(self._in_a_slot(work))
-            self._running[key] = task
-            task.add_done_callback(lambda done: self._ended(key, done))
-        return await asyncio.shield(task)
-
-    async def _in_a_slot(self, work: Callable[[], Awaitable[T]]) -> T:
-        async with self._slots:
-            return await work()
-
-    def _ended(self, key: Hashable, task: asyncio.Task[T]) -> None:
-        del self._running[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Whoever waits is told; there may be nobody.
-            _log.info("chunking_failed", error=str(error))
 
     async def _make_layout(self, blob: Digest) -> bytes:
         """Split a blob: store its chunks and remember which they are."""

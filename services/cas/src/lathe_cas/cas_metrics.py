@@ -28,6 +28,10 @@ COUNTER_TEXTS = {
     "sent_bytes": "Bytes of blobs that were sent to clients",
     "split_blobs": "Blobs that were cut into chunks",
     "spliced_blobs": "Blobs that were put together, or verified, from chunks",
+    "asset_hits": "Fetch requests that were answered with remembered content",
+    "asset_downloads": "Assets that were downloaded",
+    "asset_downloaded_bytes": "Their bytes",
+    "asset_failures": "Downloads that failed, for whatever reason",
     "written_blobs": "Blobs that became visible",
     "written_bytes": "Their bytes",
     "evicted_blobs": "Blobs that went because of the size limit",
@@ -64,6 +68,10 @@ class CasCounters:
     sent_bytes: int = 0
     split_blobs: int = 0
     spliced_blobs: int = 0
+    asset_hits: int = 0
+    asset_downloads: int = 0
+    asset_downloaded_bytes: int = 0
+    asset_failures: int = 0
 
 
 class HttpCacheCounts:

@@ -14,6 +14,7 @@ from lathe_cas.fast_cdc import (
     RECOMMENDED_AVERAGE_BYTES,
     FastCdcParameters,
 )
+from lathe_cas.remote_asset.host_patterns import HostPatterns
 from lathe_cas.stores.lmdb_storage import UPLOAD_MAX_AGE_SECONDS, LmdbOptions
 from lathe_cas.stores.shard_map import MAX_SHARDS
 from lathe_shared.config_loading import DigestFunctionList, InstanceNameList, Port, ServiceSettings
@@ -74,6 +75,31 @@ class CasSettings(ServiceSettings):
         description="about how large the chunks are into which SplitBlob cuts blobs, a power of two, as advertised",
     )
 
+    remote_asset: bool = Field(
+        default=False, description="whether clients may fetch content by address (the Remote Asset API)"
+    )
+    remote_asset_hosts: list[str] = Field(
+        default=[],
+        description="hosts that content is downloaded from: names, addresses, or *. and what names below it end with; "
+        "only what is named itself may have a private address; none: only what was pushed is found",
+    )
+    remote_asset_push: bool = Field(
+        default=False,
+        description="whether clients may say which content stands for an address; others get it unseen, "
+        "so only where all clients are trusted",
+    )
+    remote_asset_max_bytes: int = Field(default=4 << 30, ge=1, description="bytes of one download at most")
+    remote_asset_timeout_seconds: float = Field(
+        default=600.0, gt=0, description="how long one download may take, unless a client asks for less"
+    )
+    remote_asset_max_age_seconds: float = Field(
+        default=3600.0, ge=0, description="how long a download whose checksum nobody gave answers for its address"
+    )
+    remote_asset_max_entries: int = Field(
+        default=100_000, ge=1, description="files and directories of one archive at most"
+    )
+    remote_asset_max_unpacked_bytes: int = Field(default=16 << 30, ge=1, description="bytes in one archive at most")
+
     tls_port: Port | None = Field(default=None, description="port for the same over TLS; unset: none")
     tls_certificate: Path | None = Field(
         default=None,
@@ -98,6 +124,18 @@ class CasSettings(ServiceSettings):
         if value & (value - 1):
             raise ValueError(f"must be a power of two, such as {1 << (value.bit_length() - 1)}")
         return value
+
+    @field_validator("remote_asset_hosts", mode="after")
+    @classmethod
+    def _check_hosts(cls, value: list[str]) -> list[str]:
+        HostPatterns(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_remote_asset(self) -> CasSettings:
+        if not self.remote_asset and (self.remote_asset_hosts or self.remote_asset_push):
+            raise ValueError("remote_asset_hosts and remote_asset_push have no use without remote_asset")
+        return self
 
     @model_validator(mode="after")
     def _check_tls(self) -> CasSettings:
