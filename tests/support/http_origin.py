@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,9 +37,10 @@ class HttpOrigin:
 
     Args:
         answers: By path.
+        tls: Makes it an HTTPS server.
     """
 
-    def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
+    def __init__(self, answers: Mapping[str, Answer] | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.answers = dict(answers or {})
         self.asked: list[Asked] = []
         # A path in here is answered when the event is set.
@@ -69,6 +71,9 @@ class HttpOrigin:
 
         self._server = ThreadingHTTPServer((HOST, 0), Handler)
         self._server.daemon_threads = True
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
 
     @property
@@ -78,7 +83,7 @@ class HttpOrigin:
 
     def uri(self, path: str) -> str:
         """Give the address of a path."""
-        return f"http://{HOST}:{self.port}{path}"
+        return f"{self._scheme}://{HOST}:{self.port}{path}"
 
     def wait_asked(self) -> None:
         """Wait until the first request has come."""

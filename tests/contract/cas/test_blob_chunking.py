@@ -271,6 +271,26 @@ async def test_a_missing_chunk_is_named(stores: Stores, chunking: Chunking) -> N
         await chunking.splice(digest, chunks)
 
 
+async def test_a_chunk_that_goes_meanwhile_leaves_nothing_behind(
+    stores: Stores, chunking: Chunking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, data = blob(6_000_000)
+    chunks = await put(stores.blobs, data[:3_000_000], data[3_000_000:])
+    read_many = stores.blobs.read_many
+
+    async def lose_the_last(digests: list[Digest]) -> list[bytes | None]:
+        await stores.blobs.remove(chunks[1:])
+        return await read_many(digests)
+
+    monkeypatch.setattr(stores.blobs, "read_many", lose_the_last)
+
+    with pytest.raises(NotFoundError, match=chunks[1].hash):
+        await chunking.splice(digest, chunks)
+
+    assert missing(stores.blobs, digest) == [digest]
+    assert stores.blobs.status().staged_bytes == 0
+
+
 @pytest.mark.parametrize("count", [0, 2, 4])
 async def test_chunks_must_have_the_size_of_the_blob(stores: Stores, chunking: Chunking, count: int) -> None:
     digest, data = blob(3_000)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime
 import gzip
 import hashlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -39,6 +41,7 @@ from lathe_shared.errors import (
     UnavailableError,
 )
 from lathe_shared.testing.fake_clock import FakeClock
+from lathe_shared.tls_authority import ensure_certificate
 
 MAX_BYTES = 5_000_000
 MAX_AGE_SECONDS = 3_600.0
@@ -49,13 +52,20 @@ HEADER = "http_header:Authorization"
 class Assets:
     """Remote assets over a store; made anew after a restart."""
 
-    def __init__(self, stores: Stores, directory: Path, clock: FakeClock, hosts: tuple[str, ...] = (HOST,)) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        directory: Path,
+        clock: FakeClock,
+        hosts: tuple[str, ...] = (HOST,),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.counters = CasCounters()
         self.directory = directory
         self.assets = RemoteAssets(
             stores.blobs,
             ActionCache(stores.results, stores.blobs),
-            Origin(HostPatterns(hosts), MAX_BYTES),
+            Origin(HostPatterns(hosts), MAX_BYTES, tls),
             FetchOptions(directory, 60.0, MAX_AGE_SECONDS, ArchiveLimits()),
             clock.wall_seconds,
             self.counters,
@@ -298,6 +308,26 @@ async def test_a_private_address_must_be_named(
         assert isinstance(error_of(outcome), PermissionDeniedError)
         assert "no public address" in error_of(outcome).message
         assert origin.asked == []
+
+
+async def test_what_came_by_tls_is_not_fetched_without(
+    stores: Stores, tmp_path: Path, clock: FakeClock, origin: HttpOrigin
+) -> None:
+    files = ensure_certificate(tmp_path / "tls", [HOST], datetime.datetime.now(datetime.UTC))
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context(cafile=files.authority)
+    server.load_cert_chain(files.certificate, files.key)
+    answers = {"/down": Answer(status=302, headers={"Location": origin.uri("/content")}), "/here": Answer(b"here")}
+    assets, stranger = Assets(stores, tmp_path, clock, tls=client), Assets(stores, tmp_path, clock)
+    try:
+        with HttpOrigin(answers, server) as secure:
+            assert digest_of(await assets.fetch(secure.uri("/here"))) == Digest.of(b"here")
+            assert isinstance(error_of(await assets.fetch(secure.uri("/down"))), AbortedError)
+            assert origin.asked == []
+            with pytest.raises(UnavailableError, match="certificate"):
+                await stranger.fetch(secure.uri("/other"))
+    finally:
+        await assets.assets.aclose()
+        await stranger.assets.aclose()
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,9 @@ class CasSettings(ServiceSettings):
         description="hosts that content is downloaded from: names, addresses, or *. and what names below it end with; "
         "only what is named itself may have a private address; none: only what was pushed is found",
     )
+    remote_asset_authorities: Path | None = Field(
+        default=None, description="certificates in PEM form that those hosts are verified with beside the system's"
+    )
     remote_asset_push: bool = Field(
         default=False,
         description="whether clients may say which content stands for an address; others get it unseen, "

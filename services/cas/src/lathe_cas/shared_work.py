@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
+from lathe_shared.errors import LatheError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
@@ -56,6 +58,10 @@ class SharedWork:
 
     def _ended(self, key: Hashable, task: asyncio.Task[T]) -> None:
         del self._running[key]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Whoever waits is told; there may be nobody.
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # Whoever waits is told; there may be nobody.
+        if isinstance(error, LatheError):
             _log.info("shared_work_failed", work=self._name, error=str(error))
+        else:
+            _log.error("shared_work_failed", work=self._name, exc_info=error)

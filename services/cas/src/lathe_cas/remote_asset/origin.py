@@ -27,6 +27,7 @@ from lathe_shared.errors import (
 )
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Mapping
 
     from aiohttp.abc import ResolveResult
@@ -82,13 +83,14 @@ class Origin:
     Args:
         hosts: Those that content may come from.
         max_bytes: Bound on what is downloaded.
+        tls: Verifies hosts; by the system's authorities if absent.
     """
 
-    def __init__(self, hosts: HostPatterns, max_bytes: int) -> None:
+    def __init__(self, hosts: HostPatterns, max_bytes: int, tls: ssl.SSLContext | None = None) -> None:
         self._hosts = hosts
         self._max_bytes = max_bytes
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=_PublicResolver(hosts)),
+            connector=aiohttp.TCPConnector(resolver=_PublicResolver(hosts), ssl=True if tls is None else tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             # Bytes are wanted as they are: the checksum of an archive is that of its compressed form.
             auto_decompress=False,
