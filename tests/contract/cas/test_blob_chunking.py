@@ -160,15 +160,20 @@ async def test_closing_ends_the_work(stores: Stores, chunking: Chunking) -> None
     assert chunking.counters.split_blobs == 0
 
 
+# The second one is within the average, and has more chunks than that all the same.
+@pytest.mark.parametrize(("size_bytes", "seed", "max_chunks"), [(50_000, 0, 10), (2_000, 4, 2)])
 async def test_a_blob_of_too_many_chunks_is_left_whole(
-    stores: Stores, chunking: Chunking, monkeypatch: pytest.MonkeyPatch
+    stores: Stores, chunking: Chunking, monkeypatch: pytest.MonkeyPatch, size_bytes: int, seed: int, max_chunks: int
 ) -> None:
-    monkeypatch.setattr(blob_chunking, "MAX_CHUNKS", 10)
-    digest, data = blob(50_000)
+    monkeypatch.setattr(blob_chunking, "MAX_CHUNKS", max_chunks)
+    digest, data = blob(size_bytes, seed)
     await put(stores.blobs, data)
+    assert len(fast_cdc_chunks(data)) > max_chunks
 
-    with pytest.raises(NotFoundError, match="more than 10 chunks"):
+    with pytest.raises(NotFoundError, match=f"more than {max_chunks} chunks"):
         await chunking.split(digest)
+
+    assert stores.blobs.status().blobs == 1
 
 
 async def test_splice_makes_a_blob_and_remembers_its_chunks(stores: Stores, chunking: Chunking) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_CHUNKS = 25_000
 """Chunks of one blob. With the longest digests they make a SplitBlobResponse of 3.6 MB, and clients accept 4 MiB.
-FastCDC with its recommended parameters comes there with blobs of 15 GB."""
+FastCDC with its recommended parameters comes there with blobs of 13 GB."""
 
 _GROUP_BYTES = 4 << 20
 """Bytes of chunks that are stored, or read, together: enough to make a commit worth it, little enough to hold."""
@@ -141,6 +141,9 @@ class BlobChunking:
 
     async def _make_layout(self, blob: Digest) -> bytes:
         """Split a blob: store its chunks and remember which they are."""
+        if blob.size_bytes > MAX_CHUNKS * self._parameters.average_bytes:
+            # It would most likely come out in the end, after gigabytes of chunks that are no use.
+            raise _too_many_chunks(blob)
         chunks: list[Digest] = []
         # Chunks are committed while the next ones are read, cut and hashed.
         storing: asyncio.Future[None] = asyncio.ensure_future(self._store([]))
@@ -148,7 +151,7 @@ class BlobChunking:
             async for group in self._cut(blob):
                 chunks += (digest for digest, _ in group)
                 if len(chunks) > MAX_CHUNKS:
-                    raise NotFoundError(f"blob {blob} would have more than {MAX_CHUNKS} chunks; fetch it as a whole")
+                    raise _too_many_chunks(blob)
                 await storing
                 storing = asyncio.ensure_future(self._store(group))
             await storing
@@ -267,6 +270,10 @@ class _VerifyingSink:
 
     async def abandon(self) -> None:
         pass
+
+
+def _too_many_chunks(blob: Digest) -> NotFoundError:
+    return NotFoundError(f"blob {blob} would have more than {MAX_CHUNKS} chunks; fetch it as a whole")
 
 
 def _digests(
