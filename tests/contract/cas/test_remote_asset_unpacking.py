@@ -10,6 +10,7 @@ import lzma
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,7 +154,14 @@ def zip_link(name: str) -> zipfile.ZipInfo:
     return info
 
 
+def cut_off_between_files() -> bytes:
+    """Make a gzip whose end is missing, and whose beginning is one whole file of a tar."""
+    compressor = zlib.compressobj(wbits=31)
+    return compressor.compress(tar({"a": b"1", "b": b"2"})[:1024]) + compressor.flush(zlib.Z_SYNC_FLUSH)
+
+
 REFUSED = {
+    "cut off gzip between files": cut_off_between_files(),
     "absolute": tar({"/etc/passwd": b""}),
     "absolute zip": zipped({"/etc/passwd": b""}),
     "parent": tar({"a/../../b": b""}),
