@@ -11,7 +11,6 @@ from lathe_cas.remote_asset.origin import Origin
 from lathe_cas.remote_asset.remote_assets import FetchOptions, RemoteAssets
 from lathe_cas.servicers.remote_asset import FetchServicer, PushServicer
 from lathe_shared.clock import SystemClock
-from lathe_shared.digest import DigestFunction
 from lathe_shared.lifecycle import StartError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def remote_asset_servicers(
         StartError: ``remote_asset_authorities`` cannot be read.
     """
     options = FetchOptions(
-        spool_directory=settings.data_dir,
+        spool_directory=settings.all_data_dirs[0],
         timeout_seconds=settings.remote_asset_timeout_seconds,
         max_age_seconds=settings.remote_asset_max_age_seconds,
         limits=ArchiveLimits(settings.remote_asset_max_entries, settings.remote_asset_max_unpacked_bytes),
@@ -49,7 +48,7 @@ def remote_asset_servicers(
     origin = Origin(HostPatterns(settings.remote_asset_hosts), settings.remote_asset_max_bytes, tls)
     assets = RemoteAssets(blobs, cache, origin, options, SystemClock().wall_seconds, counters)
     runtime.on_close(assets.aclose)
-    functions = tuple(DigestFunction)
+    functions = settings.offered_functions
     return [
         FetchServicer(assets, instance_names, functions),
         PushServicer(assets, instance_names, functions, allowed=settings.remote_asset_push),

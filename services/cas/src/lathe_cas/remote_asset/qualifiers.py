@@ -13,12 +13,16 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from typing_extensions import override
+
 from lathe_protos import rpc
 from lathe_shared.digest import DigestFunction
 from lathe_shared.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import betterproto
 
     from lathe_protos import asset
 
@@ -79,12 +83,17 @@ class UnsupportedQualifiersError(InvalidArgumentError):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__("qualifiers.name", ", ".join(f'"{name}" not supported' for name in names))
+        self._names = names
+
+    @property
+    @override
+    def details(self) -> Sequence[betterproto.Message]:
         # Spec: Fetch.FetchBlob, on unsupported qualifiers: one violation each, in these words.
         violations = [
             rpc.BadRequestFieldViolation(field="qualifiers.name", description=f'"{name}" not supported')
-            for name in names
+            for name in self._names
         ]
-        self.details = (rpc.BadRequest(field_violations=violations),)
+        return (rpc.BadRequest(field_violations=violations),)
 
 
 def identity(qualifiers: Sequence[asset.Qualifier]) -> tuple[tuple[str, str], ...]:
