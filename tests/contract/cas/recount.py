@@ -56,19 +56,22 @@ class _Chunks:
     """All chunks by storage id, each handed out once."""
 
     def __init__(self, txn: lmdb.Transaction[bytes], environment: LmdbEnvironment) -> None:
-        self.pieces: dict[int, dict[int, bytes]] = {}
+        self.pieces: dict[int, dict[int, tuple[bytes, bytes]]] = {}
         for key, value in txn.cursor(environment.chunks):
             storage_id, number, checksum = records.CHUNK_KEY.unpack(key)
-            assert xxhash.xxh3_64_digest(value) == checksum
             numbers = self.pieces.setdefault(storage_id, {})
             assert number not in numbers, "a chunk is there twice"
-            numbers[number] = value
+            numbers[number] = value, checksum
 
-    def take(self, storage_id: int, count: int) -> list[bytes]:
+    def take(self, storage_id: int, count: int, owner: bytes) -> list[bytes]:
         numbers = self.pieces.pop(storage_id, {})
         assert sorted(numbers) == list(range(count)), f"storage id {storage_id}: {sorted(numbers)}, not {count} chunks"
-        assert all(len(numbers[number]) == records.CHUNK_BYTES for number in range(count - 1))
-        return [numbers[number] for number in range(count)]
+        pieces = [numbers[number][0] for number in range(count)]
+        assert all(len(piece) == records.CHUNK_BYTES for piece in pieces[:-1])
+        seed = xxhash.xxh3_64_intdigest(owner)
+        for number, piece in enumerate(pieces):
+            assert xxhash.xxh3_64_digest(piece, (seed + number) % 2**64) == numbers[number][1]
+        return pieces
 
 
 def _disk_bytes(pieces: list[bytes]) -> int:
@@ -97,7 +100,7 @@ def recount(environment: LmdbEnvironment) -> Recount:
 
 def _count_blobs(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.blobs, records.BlobRecord):
-        pieces = chunks.take(record.storage_id, record.chunks)
+        pieces = chunks.take(record.storage_id, record.chunks, key)
         data = b"".join(pieces)
         digest = Digest.of(data, DigestFunction(key[0]))
         assert digest.key == key
@@ -112,7 +115,7 @@ def _count_blobs(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Ch
 
 def _count_action_results(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.action_results, records.ActionResultRecord):
-        pieces = chunks.take(record.storage_id, record.chunks)
+        pieces = chunks.take(record.storage_id, record.chunks, record.identity(key))
         assert sum(map(len, pieces)) == record.payload_bytes
         assert record.disk_bytes == _disk_bytes(pieces) + records.INDEX_OVERHEAD_BYTES
         count.action_results[key] = record.step
@@ -122,7 +125,7 @@ def _count_action_results(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, ch
 
 def _count_uploads(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.uploads, records.UploadRecord):
-        pieces = chunks.take(record.storage_id, record.chunks)
+        pieces = chunks.take(record.storage_id, record.chunks, key[40:])
         assert sum(map(len, pieces)) == record.committed_bytes
         assert record.disk_bytes == _disk_bytes(pieces)
         count.uploads[key] = record.committed_bytes
@@ -132,7 +135,7 @@ def _count_uploads(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _
 def _count_garbage(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.garbage, records.GarbageRecord):
         (storage_id,) = records.STORAGE_ID.unpack(key)
-        left = list(chunks.pieces.pop(storage_id, {}).values())
+        left = [piece for piece, _ in chunks.pieces.pop(storage_id, {}).values()]
         assert len(left) == record.chunks > 0
         assert record.disk_bytes >= _disk_bytes(left)
         count.totals.garbage_bytes += record.disk_bytes

@@ -146,19 +146,24 @@ async def test_a_damaged_upload_begins_again(lmdb: LmdbStore, number: int) -> No
     assert await read(lmdb.blobs, digest) == data
 
 
-async def test_a_store_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "what_to_do"), [(1, "remove data.mdb and lock.mdb"), (3, "start the newer version that wrote it")]
+)
+async def test_a_store_of_another_format_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, what_to_do: str
+) -> None:
     store = LmdbStore(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(records, "FORMAT_VERSION", 2)
+        patch.setattr(records, "FORMAT_VERSION", version)
         await store.open()
-        (digest,) = await put(store.blobs, b"of the future")
+        (digest,) = await put(store.blobs, b"of another time")
         await store.close()
-    with pytest.raises(StorageFormatError, match=r"format 2.*format 1"):
+    with pytest.raises(StorageFormatError, match=rf"format {version}, .*format 2.*{what_to_do}"):
         await store.open()
     with monkeypatch.context() as patch:
-        patch.setattr(records, "FORMAT_VERSION", 2)
+        patch.setattr(records, "FORMAT_VERSION", version)
         await store.open()
-        assert await read(store.blobs, digest) == b"of the future"
+        assert await read(store.blobs, digest) == b"of another time"
         await store.close()
 
 

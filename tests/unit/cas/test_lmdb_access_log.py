@@ -17,7 +17,7 @@ from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores import lmdb_eviction
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB, Touches
 from lathe_cas.stores.lmdb_batch import WriteBatch
-from lathe_cas.stores.lmdb_chunks import cut
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_shared.digest import Digest
 
@@ -45,7 +45,7 @@ class Log:
             for seed in seeds:
                 data = content(100, seed)
                 keys.append(Digest.of(data).key)
-                batch.add_blob(keys[-1], 100, cut(data))
+                batch.add_blob(keys[-1], 100, cut(data, chunk_seed(keys[-1])))
             batch.finish()
         return keys
 
@@ -224,11 +224,11 @@ def test_the_sweep_drops_duplicates(environment: LmdbEnvironment) -> None:
         assert record is not None
         batch.drop_blob(key, record)
         for _ in range(2):
-            batch.add_blob(key, 100, cut(content(100, 1)))
+            batch.add_blob(key, 100, cut(content(100, 1), chunk_seed(key)))
             record = batch.blob(key)
             assert record is not None
             batch.drop_blob(key, record)
-        batch.add_blob(key, 100, cut(content(100, 1)))
+        batch.add_blob(key, 100, cut(content(100, 1), chunk_seed(key)))
         batch.finish()
     assert log.entries() == 4
     log.sweep()

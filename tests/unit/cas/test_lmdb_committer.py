@@ -17,7 +17,7 @@ from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores import lmdb_committer
 from lathe_cas.stores.access_touches import KIND_BLOB, Touches
 from lathe_cas.stores.lmdb_batch import WriteBatch
-from lathe_cas.stores.lmdb_chunks import cut
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_committer import LmdbCommitter, to_lathe_error
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_cas.stores.lmdb_operations import NewBlob, Nothing, Operation, PutBlobs
@@ -41,7 +41,8 @@ def committer(environment: LmdbEnvironment, policy: EvictionPolicy = AMPLE) -> L
 
 def put(seed: int, size_bytes: int = 100) -> PutBlobs:
     data = content(size_bytes, seed)
-    return PutBlobs([NewBlob(Digest.of(data).key, size_bytes, cut(data))])
+    key = Digest.of(data).key
+    return PutBlobs([NewBlob(key, size_bytes, cut(data, chunk_seed(key)))])
 
 
 def is_pressed(group: LmdbCommitter) -> bool:

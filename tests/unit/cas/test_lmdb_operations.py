@@ -15,7 +15,7 @@ from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_batch import WriteBatch
-from lathe_cas.stores.lmdb_chunks import cut
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_committer import LmdbCommitter
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_cas.stores.lmdb_operations import (
@@ -36,6 +36,8 @@ from lathe_shared.errors import AbortedError, ResourceExhaustedError
 CHUNK = 65_520
 DATA = content(3 * CHUNK)
 KEY = Digest.of(DATA).key
+SEED = chunk_seed(KEY)
+RESULT_SEED = chunk_seed(records.action_result_identity(b"result", 6, 0, 0))
 UPLOAD = records.upload_key("main", "upload", KEY, len(DATA))
 
 
@@ -55,7 +57,8 @@ class Sessions:
         self.committer = LmdbCommitter(environment, EvictionPolicy(1 << 30), Touches(lambda: 1), lambda: 1.0, 86_400)
 
     def stage(self, owner: int, takes_over: int | None, start: int, end: int, *, restart: bool = False) -> StageUpload:
-        return StageUpload(UPLOAD, owner, takes_over, restart, start, end, 0, cut(DATA[start:end]), 1)
+        chunks = cut(DATA[start:end], SEED, start // CHUNK)
+        return StageUpload(UPLOAD, owner, takes_over, restart, start, end, 0, chunks, 1)
 
     def error_of(self, operation: StageUpload | PublishUpload | DropUpload) -> BaseException | None:
         (outcome,) = self.committer.commit([operation])
@@ -128,7 +131,7 @@ def test_a_large_blob_becomes_garbage_that_is_freed_in_steps(environment: LmdbEn
     data = content(100 * CHUNK + 5)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1))
-        batch.add_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     disk_bytes = environment.read_totals().stored_bytes
     freed: list[int] = []
@@ -155,7 +158,7 @@ def test_room_is_made_by_freeing_garbage_too(environment: LmdbEnvironment) -> No
     policy = EvictionPolicy(110 * 65_600)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
-        batch.add_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
@@ -173,7 +176,7 @@ def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment
     policy = EvictionPolicy(2_000)
     with environment.env.begin(write=True) as txn:
         batch = WriteBatch(environment, txn, 1, policy, touches)
-        batch.add_blob(Digest.of(data).key, len(data), cut(data))
+        batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     touches.blobs.add(Digest.of(data).key)
     with environment.env.begin(write=True) as txn:
@@ -186,8 +189,8 @@ def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment
 
 def test_only_the_damaged_bytes_are_dropped_not_what_was_written_anew(environment: LmdbEnvironment) -> None:
     committer = Sessions(environment).committer
-    put: Operation[Any] = PutBlobs([NewBlob(KEY, len(DATA), cut(DATA))])
-    put_result: Operation[Any] = PutActionResult(b"result", 6, cut(b"result"), 0)
+    put: Operation[Any] = PutBlobs([NewBlob(KEY, len(DATA), cut(DATA, SEED))])
+    put_result: Operation[Any] = PutActionResult(b"result", 6, cut(b"result", RESULT_SEED), 0)
     committer.commit([put, put_result])
     damaged_ids = storage_ids(environment)
     committer.commit([RemoveBlobs([(KEY, len(DATA))]), put, put_result])

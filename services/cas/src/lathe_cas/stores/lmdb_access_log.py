@@ -67,7 +67,8 @@ def first_group(txn: lmdb.Transaction[bytes], database: Database, after: bytes =
         return None
     key, value = cursor.item()
     step, kind, _ = GROUP_KEY.unpack(key)
-    return Group(key, step, kind, decode_keys(value))
+    # No key is empty, and LMDB looks none up: a damaged group must not be in the way of those behind it.
+    return Group(key, step, kind, [key for key in decode_keys(value) if key])
 
 
 def replace_group(txn: lmdb.Transaction[bytes], database: Database, group: Group, keys: list[bytes]) -> None:

@@ -12,11 +12,13 @@ from typing_extensions import override
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_blob_store import EMPTY_KEYS
-from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut, read_chunks
+from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedActionResult, PutActionResult
 
 if TYPE_CHECKING:
     import lmdb
+    from lmdb import _Database as Database
 
     from lathe_cas.stores.lmdb_storage import LmdbStorage
     from lathe_shared.digest import Digest
@@ -57,6 +59,13 @@ class LmdbActionResultStore(ActionResultStore):
 
     @override
     def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
+        try:
+            return self._get(instance_name, action_digest)
+        except PAGE_ERRORS as error:
+            self._storage.note_index_damage(error)
+            return None
+
+    def _get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
         digest_key = action_digest.key
         key = records.action_result_key(instance_name, digest_key)
         with self._environment.env.begin() as txn:
@@ -77,8 +86,12 @@ class LmdbActionResultStore(ActionResultStore):
     def get_unchecked(self, instance_name: str, action_digest: Digest) -> UncheckedActionResult | None:
         """Return an action result whether its references are there or not. Touches nothing."""
         digest_key = action_digest.key
-        with self._environment.env.begin() as txn:
-            fetched = self._fetch(txn, records.action_result_key(instance_name, digest_key))
+        try:
+            with self._environment.env.begin() as txn:
+                fetched = self._fetch(txn, records.action_result_key(instance_name, digest_key))
+        except PAGE_ERRORS as error:
+            self._storage.note_index_damage(error)
+            return None
         if fetched is None:
             return None
         record, payload = fetched
@@ -100,7 +113,7 @@ class LmdbActionResultStore(ActionResultStore):
             return None
         record = records.ActionResultRecord.unpack(value)
         try:
-            pieces = read_chunks(txn, self._environment.chunks, record.storage_id, 0, record.chunks)
+            pieces = _read_payload(txn, self._environment.chunks, key, record)
         except ChunkDamagedError as error:
             self._drop_damaged(key, error)
             return None
@@ -133,17 +146,28 @@ class LmdbActionResultStore(ActionResultStore):
         ]
         # The ActionResult of a successful action without outputs is no bytes at all; it then has no chunks either.
         payload = b"".join((*references, stored.action_result))
+        key = records.action_result_key(instance_name, digest_key)
+        flags = 0 if stored.expanded else records.REFERENCES_INCOMPLETE
+        seed = chunk_seed(records.action_result_identity(key, len(payload), len(references), flags))
         await self._storage.writer.submit(
-            PutActionResult(
-                records.action_result_key(instance_name, digest_key),
-                len(payload),
-                cut(payload),
-                len(references),
-                0 if stored.expanded else records.REFERENCES_INCOMPLETE,
-            )
+            PutActionResult(key, len(payload), cut(payload, seed), len(references), flags)
         )
 
     def _drop_damaged(self, key: bytes, error: ChunkDamagedError) -> None:
         self._storage.damaged_action_results += 1
         _log.error("action_result_damaged", error=str(error))
-        self._storage.writer.submit_background(DropDamagedActionResult(key, error.storage_id))
+        self._storage.writer.submit_background(DropDamagedActionResult(key, error.storage_id, error.unreadable))
+
+
+def _read_payload(
+    txn: lmdb.Transaction[bytes], database: Database, key: bytes, record: records.ActionResultRecord
+) -> list[bytes]:
+    """Copy the chunks of an action result out, and verify them and the record with them.
+
+    Raises:
+        ChunkDamagedError: A chunk is absent or damaged, or the record is.
+    """
+    if record.chunks != records.chunk_count(record.payload_bytes):
+        raise ChunkDamagedError(record.storage_id, 0, f"{record.payload_bytes} bytes in {record.chunks} chunks")
+    seed = chunk_seed(record.identity(key))
+    return read_chunks(txn, database, record.storage_id, seed, 0, record.chunks)

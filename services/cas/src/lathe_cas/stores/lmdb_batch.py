@@ -155,7 +155,7 @@ class WriteBatch:
         Returns:
             Whether the blob is new; if it was there, the upload's chunks become garbage.
         """
-        if self.touch(KIND_BLOB, key):
+        if self.has_blob(key, size_bytes):
             self.drop_upload(upload_key, upload)
             return False
         self.changes += 1
@@ -176,15 +176,32 @@ class WriteBatch:
         self.report.written_blobs += 1
         self.report.written_bytes += size_bytes
 
-    def drop_blob(self, key: bytes, record: records.BlobRecord) -> None:
-        """Make a blob vanish. What takes long to free becomes garbage."""
+    def has_blob(self, key: bytes, size_bytes: int) -> bool:
+        """Tell whether a blob is there, and touch it. A record that says another size is damaged, and goes."""
+        record = self.blob(key)
+        if record is None:
+            return False
+        if record.size_bytes != size_bytes:
+            self.drop_blob(key, record)
+            return False
+        return self.touch(KIND_BLOB, key)
+
+    def drop_blob(self, key: bytes, record: records.BlobRecord, *, keep_chunks: bool = False) -> None:
+        """Make a blob vanish. What takes long to free becomes garbage.
+
+        Args:
+            key: The blob.
+            record: Its record.
+            keep_chunks: Leave its chunks where they are, since LMDB cannot go there; fsck finds them.
+        """
         self.changes += 1
         self.txn.delete(key, db=self.environment.blobs)
         totals = self.totals
         totals.blobs -= 1
         totals.blob_bytes -= record.size_bytes
         totals.stored_bytes -= record.disk_bytes
-        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+        if not keep_chunks:
+            self._discard(record.storage_id, record.chunks, record.disk_bytes)
 
     # Uploads
 
@@ -242,13 +259,14 @@ class WriteBatch:
         self.totals.action_results += 1
         self.totals.action_result_bytes += disk_bytes
 
-    def drop_action_result(self, key: bytes, record: records.ActionResultRecord) -> None:
-        """Make an action result vanish."""
+    def drop_action_result(self, key: bytes, record: records.ActionResultRecord, *, keep_chunks: bool = False) -> None:
+        """Make an action result vanish; the arguments are those of ``drop_blob``."""
         self.changes += 1
         self.txn.delete(key, db=self.environment.action_results)
         self.totals.action_results -= 1
         self.totals.action_result_bytes -= record.disk_bytes
-        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+        if not keep_chunks:
+            self._discard(record.storage_id, record.chunks, record.disk_bytes)
 
     # Access order and eviction
 
@@ -292,8 +310,9 @@ class WriteBatch:
         record = records.GarbageRecord.unpack(value)
         (storage_id,) = records.STORAGE_ID.unpack(key)
         count = min(max_chunks, record.chunks)
-        delete_chunks(self.txn, self.environment.chunks, storage_id, 0, count)
-        left = record.chunks - count
+        # Fewer than there should be: a damaged record, or chunks that went otherwise. There are no others behind them.
+        whole = delete_chunks(self.txn, self.environment.chunks, storage_id, 0, count) == count
+        left = record.chunks - count if whole else 0
         freed = record.disk_bytes if not left else record.disk_bytes * count // record.chunks
         if left:
             rest = records.GarbageRecord(left, record.disk_bytes - freed)

@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut, read_chunks
+from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
 from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload, open_unnamed_lmdb_upload
 from lathe_shared.digest import Digest, DigestFunction
@@ -65,6 +66,20 @@ class LmdbBlobStore(BlobStore):
 
     @override
     def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+        try:
+            return self._find_missing(wanted)
+        except PAGE_ERRORS as error:
+            self._storage.note_index_damage(error)
+            return [item[0] for item in wanted if self._is_lost(item)]
+
+    def _is_lost(self, item: tuple[T, bytes, int]) -> bool:
+        """Look one blob up, apart from others; what LMDB cannot look up is not there."""
+        try:
+            return bool(self._find_missing((item,)))
+        except PAGE_ERRORS:
+            return True
+
+    def _find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
         missing: list[T] = []
         database = self._environment.blobs
         fresh = self._fresh_records()
@@ -196,14 +211,18 @@ class LmdbBlobStore(BlobStore):
         key = digest.key
         environment = self._environment
         with environment.env.begin() as txn:
-            value = txn.get(key, b"", environment.blobs)
+            try:
+                value = txn.get(key, b"", environment.blobs)
+            except PAGE_ERRORS as error:
+                self._storage.note_index_damage(error)
+                raise BlobNotFoundError(digest) from error
             if value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
                 raise BlobNotFoundError(digest)
             if value[records.BLOB_STEP] < records.STEP.pack(self._storage.step()):
                 self._storage.touches.blobs.add(key)
             storage_id = records.BlobRecord.unpack(value).storage_id
             try:
-                pieces = read_chunks(txn, environment.chunks, storage_id, first, count)
+                pieces = read_chunks(txn, environment.chunks, storage_id, chunk_seed(key), first, count)
             except ChunkDamagedError as error:
                 self._loop.call_soon_threadsafe(self._drop_damaged, digest, error)
                 raise BlobNotFoundError(digest) from error
@@ -218,7 +237,7 @@ class LmdbBlobStore(BlobStore):
     def _drop_damaged(self, digest: Digest, error: ChunkDamagedError) -> None:
         self._storage.damaged_blobs += 1
         _log.error("blob_damaged", digest=str(digest), error=str(error))
-        self._storage.writer.submit_background(DropDamagedBlob(digest.key, error.storage_id))
+        self._storage.writer.submit_background(DropDamagedBlob(digest.key, error.storage_id, error.unreadable))
 
     @override
     async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:
@@ -305,4 +324,7 @@ def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
     got = Digest.of(data, digest.function)
     if got != digest:
         return DigestMismatchError(digest, str(got))
-    return NewBlob(digest.key, digest.size_bytes, cut(data)) if digest.size_bytes else None
+    if not digest.size_bytes:
+        return None
+    key = digest.key
+    return NewBlob(key, digest.size_bytes, cut(data, chunk_seed(key)))

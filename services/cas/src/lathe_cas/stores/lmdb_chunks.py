@@ -1,4 +1,8 @@
-"""Chunks: bytes cut for LMDB, their checksums, and the walk over them."""
+"""Chunks: bytes cut for LMDB, their checksums, and the walk over them.
+
+LMDB has no checksums for its own pages. So a chunk's checksum is seeded with what the chunk belongs to and where: bytes
+that a damaged key or record leads to by mistake are as wrong as bytes that were damaged themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
+from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_records import CHUNK_BYTES, CHUNK_KEY, CHUNK_PREFIX, STORAGE_ID, chunk_disk_bytes
 
 if TYPE_CHECKING:
@@ -17,11 +22,17 @@ if TYPE_CHECKING:
 
 
 class ChunkDamagedError(Exception):
-    """A chunk is absent or its bytes are not those that were written. The blob it belongs to is lost."""
+    """A chunk is absent or its bytes are not those that were written. The blob it belongs to is lost.
 
-    def __init__(self, storage_id: int, number: int, reason: str) -> None:
+    Attributes:
+        storage_id: Whose chunk it is.
+        unreadable: Whether LMDB cannot go where the chunk is. Then it cannot be deleted either.
+    """
+
+    def __init__(self, storage_id: int, number: int, reason: str, *, unreadable: bool = False) -> None:
         super().__init__(f"chunk {number} of storage id {storage_id}: {reason}")
         self.storage_id = storage_id
+        self.unreadable = unreadable
 
 
 class Chunk(NamedTuple):
@@ -32,17 +43,42 @@ class Chunk(NamedTuple):
     disk_bytes: int
 
 
-def cut(data: bytes | bytearray | memoryview) -> list[Chunk]:
+def chunk_seed(owner: bytes) -> int:
+    """Return what seeds the checksum of chunk 0, from what the chunks belong to; chunk n has this and n.
+
+    Args:
+        owner: The digest key of a blob; ``ActionResultRecord.identity`` of an action result.
+    """
+    return xxhash.xxh3_64_intdigest(owner)
+
+
+def checksum(data: Buffer, seed: int, number: int) -> bytes:
+    """Return the checksum of chunk ``number``."""
+    return xxhash.xxh3_64_digest(data, (seed + number) & _SEED_MASK)
+
+
+_SEED_MASK = (1 << 64) - 1
+
+
+def cut(data: bytes | bytearray | memoryview, seed: int, first_number: int = 0) -> list[Chunk]:
     """Cut bytes into chunks without copying them, and compute the checksums.
 
     The chunks refer to ``data``, which must not change until they are written.
+
+    Args:
+        data: What to cut.
+        seed: What the chunks belong to; see ``chunk_seed``.
+        first_number: Number of the first chunk.
     """
     length = len(data)
     if length <= CHUNK_BYTES:
-        return [Chunk(data, xxhash.xxh3_64_digest(data), chunk_disk_bytes(length))] if length else []
+        return [Chunk(data, checksum(data, seed, first_number), chunk_disk_bytes(length))] if length else []
     view = memoryview(data)
     pieces = (view[start : start + CHUNK_BYTES] for start in range(0, length, CHUNK_BYTES))
-    return [Chunk(piece, xxhash.xxh3_64_digest(piece), chunk_disk_bytes(len(piece))) for piece in pieces]
+    return [
+        Chunk(piece, checksum(piece, seed, number), chunk_disk_bytes(len(piece)))
+        for number, piece in enumerate(pieces, first_number)
+    ]
 
 
 def put_chunks(
@@ -72,15 +108,24 @@ def put_chunks(
 
 
 def read_chunks(
-    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, first_number: int, count: int
+    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, seed: int, first_number: int, count: int
 ) -> list[bytes]:
-    """Copy chunks out and verify each.
+    """Copy chunks out and verify each, that it is one of those that ``seed`` stands for included.
 
     Raises:
         ChunkDamagedError: One of them is absent or damaged.
     """
     if not count:
         return []
+    try:
+        return _read_chunks(txn, database, storage_id, seed, first_number, count)
+    except PAGE_ERRORS as error:
+        raise ChunkDamagedError(storage_id, first_number, f"LMDB cannot read it: {error}", unreadable=True) from error
+
+
+def _read_chunks(
+    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, seed: int, first_number: int, count: int
+) -> list[bytes]:
     cursor = txn.cursor(database)
     prefix = CHUNK_PREFIX.pack(storage_id, first_number)
     found = cursor.set_range(prefix)
@@ -91,7 +136,7 @@ def read_chunks(
         key, data = cursor.item() if found else (b"", b"")
         if key[:12] != prefix:
             raise ChunkDamagedError(storage_id, number, "not there")
-        if xxhash.xxh3_64_digest(data) != key[12:]:
+        if checksum(data, seed, number) != key[12:]:
             raise ChunkDamagedError(storage_id, number, "its bytes do not match their checksum")
         pieces.append(data)
         if len(pieces) == count:

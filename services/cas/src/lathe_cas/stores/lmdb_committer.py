@@ -14,6 +14,7 @@ import structlog
 
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_batch import BatchReport, WriteBatch
+from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_eviction import evict, sweep_log
 from lathe_shared.errors import LatheError, ResourceExhaustedError, UnavailableError
 
@@ -42,6 +43,9 @@ READER_CHECK_SECONDS = 60
 
 _LOG_SLACK_ENTRIES = 4096
 
+_BUGS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, struct.error)
+"""What a bug raises, and damage to an index that nobody thought of."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -59,6 +63,10 @@ class _OperationFailedError(Exception):
         super().__init__(f"operation {index}: {error}")
         self.index = index
         self.error = error
+
+
+class _UpkeepFailedError(Exception):
+    """The upkeep of a batch came upon something that makes no sense: the batch must do without."""
 
 
 class LmdbCommitter:
@@ -118,13 +126,13 @@ class LmdbCommitter:
             except _OperationFailedError as failure:
                 outcomes[pending.pop(failure.index)] = Outcome(None, failure.error)
                 continue
-            except lmdb.Error as error:
+            except (lmdb.Error, _UpkeepFailedError) as error:
                 results = self._after_failure(chosen, error, upkeep=upkeep)
             outcomes.update(zip(pending, results, strict=True))
             break
         return [outcomes[index] for index in range(len(operations))]
 
-    def _after_failure(self, operations: Sequence[Operation[Any]], error: lmdb.Error, *, upkeep: bool) -> list[Outcome]:
+    def _after_failure(self, operations: Sequence[Operation[Any]], error: Exception, *, upkeep: bool) -> list[Outcome]:
         """Try again what failed as a whole: first without upkeep, then in halves, down to single operations."""
         self.failed_commits += 1
         _log.warning("commit_failed", error=str(error), operations=len(operations))
@@ -148,8 +156,14 @@ class LmdbCommitter:
                     batch.touch(kind, key)
                 outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
                 if upkeep:
-                    self._keep_up(batch)
+                    try:
+                        self._keep_up(batch)
+                    except _BUGS as error:
+                        raise _UpkeepFailedError(f"upkeep: {error!r}") from error
                 batch.finish()
+        except PAGE_ERRORS:
+            # These are lost: one of them may be what LMDB cannot look up, and would keep all upkeep from happening.
+            raise
         except BaseException:
             touches.give_back(taken)
             raise
@@ -238,13 +252,17 @@ def _apply(index: int, operation: Operation[Any], batch: WriteBatch) -> Outcome:
         if batch.changes != changes:
             raise _OperationFailedError(index, error) from error
         return Outcome(None, error)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, struct.error) as error:
+    except _BUGS as error:
         # A bug. It must not fail the operations of other clients that happen to share the transaction.
         raise _OperationFailedError(index, error) from error
 
 
-def to_lathe_error(error: lmdb.Error) -> LatheError:
+def to_lathe_error(error: Exception) -> LatheError:
     """Tell a client why a transaction failed."""
+    if isinstance(error, PAGE_ERRORS):
+        return UnavailableError(
+            f"the store's file is damaged, nothing was written: {error}; stop lathe-cas and run lathe-cas fsck"
+        )
     if isinstance(error, lmdb.MapFullError):
         return ResourceExhaustedError(f"the store's map is full, nothing was written: {error}")
     if isinstance(error, lmdb.DiskError):

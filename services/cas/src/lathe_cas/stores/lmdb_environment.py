@@ -35,6 +35,11 @@ _MAP_HEADROOM_BYTES = 16 << 30
 """Address space beyond the limit: free pages between data, and what waits to be freed. It is not disk."""
 
 
+PAGE_ERRORS = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.BadTxnError)
+"""What LMDB raises when it comes upon a page that makes no sense, and afterwards for the rest of the transaction. LMDB
+has no checksums: other damage to its pages shows as entries that are gone, or that lead to the wrong place."""
+
+
 class StorageFormatError(Exception):
     """The data directory holds a store of another format, or something that is no store. The operator can fix it."""
 
@@ -46,6 +51,8 @@ class LmdbEnvironment:
         path: The folder; made if absent, readable by its owner alone.
         map_size_bytes: Address space to reserve, and so a hard bound on the file.
         create: Whether to make what is absent. Tools that inspect pass False.
+        readonly: Whether nothing may be written, as suits who only looks.
+        lock: Whether LMDB keeps other processes apart from this one; if not, the caller does.
 
     Attributes:
         id: Random, of this environment alone: what a ``ShardMap`` goes by.
@@ -54,7 +61,9 @@ class LmdbEnvironment:
         StorageFormatError: The folder holds a store of a format that this version does not know.
     """
 
-    def __init__(self, path: Path, map_size_bytes: int, *, create: bool = True) -> None:
+    def __init__(
+        self, path: Path, map_size_bytes: int, *, create: bool = True, readonly: bool = False, lock: bool = True
+    ) -> None:
         if create:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
@@ -69,39 +78,48 @@ class LmdbEnvironment:
             meminit=False,
             mode=0o600,
             create=create,
+            readonly=readonly,
+            lock=lock,
         )
         try:
-            # Readers that were killed hold their snapshot, and with it every page freed since, until this is called.
-            self.env.reader_check()
-            with self.env.begin(write=True) as txn:
-                self._open_databases(txn)
+            if lock:
+                # Readers that were killed hold their snapshot, and with it every page freed since, until now.
+                self.env.reader_check()
+            with self.env.begin(write=not readonly) as txn:
+                self._open_databases(txn, create=create)
         except BaseException:
             self.env.close()
             raise
 
-    def _open_databases(self, txn: lmdb.Transaction[bytes]) -> None:
-        self.meta = self._database(b"meta", txn)
+    def _open_databases(self, txn: lmdb.Transaction[bytes], *, create: bool) -> None:
+        is_new = create and not self.env.stat()["entries"]
+        self.meta = self._database(b"meta", txn, create=is_new)
         stored = txn.get(_FORMAT_KEY, db=self.meta)
-        if stored is None:
+        if is_new:
             txn.put(_FORMAT_KEY, records.FORMAT_VERSION.to_bytes(4, "big"), db=self.meta)
             txn.put(_TOTALS_KEY, records.Totals().pack(), db=self.meta)
-        elif int.from_bytes(stored, "big") != records.FORMAT_VERSION:
-            raise StorageFormatError(
-                f"{self.path} holds a store of format {int.from_bytes(stored, 'big')}, and this version of lathe-cas "
-                f"knows format {records.FORMAT_VERSION}: use the version that wrote it, or another data_dir"
-            )
-        # Stores of earlier versions have none: it is made when first needed, and older versions pass it by.
-        self.id: bytes = txn.get(_ID_KEY, b"", self.meta) or os.urandom(_ID_BYTES)
-        txn.put(_ID_KEY, self.id, db=self.meta, overwrite=False)
-        self.blobs = self._database(b"blobs", txn)
-        self.chunks = self._database(b"chunks", txn)
-        self.access = self._database(b"access", txn)
-        self.action_results = self._database(b"action_results", txn)
-        self.uploads = self._database(b"uploads", txn)
-        self.garbage = self._database(b"garbage", txn)
+            txn.put(_ID_KEY, os.urandom(_ID_BYTES), db=self.meta)
+        elif stored is None:
+            raise StorageFormatError(f"{self.path} has no format version: not a store that lathe-cas wrote")
+        else:
+            _check_format(self.path, int.from_bytes(stored, "big"))
+        self.blobs = self._database(b"blobs", txn, create=is_new)
+        self.chunks = self._database(b"chunks", txn, create=is_new)
+        self.access = self._database(b"access", txn, create=is_new)
+        self.action_results = self._database(b"action_results", txn, create=is_new)
+        self.uploads = self._database(b"uploads", txn, create=is_new)
+        self.garbage = self._database(b"garbage", txn, create=is_new)
+        self.id: bytes = txn.get(_ID_KEY, b"", self.meta)
 
-    def _database(self, name: bytes, txn: lmdb.Transaction[bytes]) -> Database:
-        return self.env.open_db(name, txn=txn)
+    def _database(self, name: bytes, txn: lmdb.Transaction[bytes], *, create: bool) -> Database:
+        try:
+            return self.env.open_db(name, txn=txn, create=create)
+        except lmdb.NotFoundError:
+            # Made all at once, so it was there: what is left must not be served as if it were a smaller store.
+            raise StorageFormatError(
+                f"{self.path} lacks its database {name.decode()}: the file is damaged, or is not a store that "
+                "lathe-cas wrote; lathe-cas fsck tells more"
+            ) from None
 
     def read(self) -> lmdb.Transaction[bytes]:
         """Begin a read transaction: a consistent snapshot. Hold it for moments only; it pins every page freed since."""
@@ -130,6 +148,20 @@ class LmdbEnvironment:
     def close(self) -> None:
         """Unmap the file. No transaction may be open."""
         self.env.close()
+
+
+def _check_format(path: Path, stored: int) -> None:
+    if stored == records.FORMAT_VERSION:
+        return
+    found = f"{path} holds a store of format {stored}, and this version of lathe-cas knows format"
+    if stored > records.FORMAT_VERSION:
+        raise StorageFormatError(
+            f"{found} {records.FORMAT_VERSION} only: start the newer version that wrote it, or choose another data_dir"
+        )
+    raise StorageFormatError(
+        f"{found} {records.FORMAT_VERSION}, which has checksums that older stores lack: remove data.mdb and lock.mdb "
+        "from there, or choose another data_dir; builds fill the cache again"
+    )
 
 
 def map_size_for(limit_bytes: int) -> int:

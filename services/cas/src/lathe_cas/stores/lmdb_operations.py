@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from typing_extensions import override
 
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.access_touches import KIND_BLOB
 from lathe_shared.errors import AbortedError, LatheError
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class PutBlobs(Operation[list[LatheError | None]]):
 
     @staticmethod
     def _put(batch: WriteBatch, blob: NewBlob) -> LatheError | None:
-        if batch.touch(KIND_BLOB, blob.key):
+        if batch.has_blob(blob.key, blob.size_bytes):
             return None
         try:
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
@@ -109,7 +108,7 @@ class PutUpload(Operation[None]):
     @override
     def apply(self, batch: WriteBatch) -> None:
         blob = self.blob
-        if not batch.touch(KIND_BLOB, blob.key):
+        if not batch.has_blob(blob.key, blob.size_bytes):
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
             batch.add_blob(blob.key, blob.size_bytes, blob.chunks)
         if batch.totals.staged_bytes:
@@ -139,17 +138,24 @@ class RemoveBlobs(Operation[int]):
 
 @dataclass(slots=True)
 class DropDamagedBlob(Operation[bool]):
-    """Make a blob vanish whose bytes were found damaged, unless it was written anew meanwhile."""
+    """Make a blob vanish whose bytes were found damaged, unless it was written anew meanwhile.
+
+    Attributes:
+        key: The blob.
+        storage_id: Where its damaged bytes are.
+        unreadable: Whether LMDB cannot go where they are, and so cannot delete them.
+    """
 
     key: bytes
     storage_id: int
+    unreadable: bool = False
 
     @override
     def apply(self, batch: WriteBatch) -> bool:
         record = batch.blob(self.key)
         if record is None or record.storage_id != self.storage_id:
             return False
-        batch.drop_blob(self.key, record)
+        batch.drop_blob(self.key, record, keep_chunks=self.unreadable)
         return True
 
 
@@ -257,8 +263,7 @@ class PublishUpload(Operation[None]):
     @override
     def apply(self, batch: WriteBatch) -> None:
         record = self.last.checked_record(batch)
-        if batch.blob(self.key) is not None:
-            batch.touch(KIND_BLOB, self.key)
+        if batch.has_blob(self.key, self.size_bytes):
             if record is not None:
                 batch.drop_upload(self.last.upload_key, record)
             return
@@ -308,15 +313,19 @@ class PutActionResult(Operation[None]):
 
 @dataclass(slots=True)
 class DropDamagedActionResult(Operation[bool]):
-    """Make an action result vanish whose bytes were found damaged, unless it was written anew meanwhile."""
+    """Make an action result vanish whose bytes were found damaged, unless it was written anew meanwhile.
+
+    The attributes are those of ``DropDamagedBlob``.
+    """
 
     key: bytes
     storage_id: int
+    unreadable: bool = False
 
     @override
     def apply(self, batch: WriteBatch) -> bool:
         record = batch.action_result(self.key)
         if record is None or record.storage_id != self.storage_id:
             return False
-        batch.drop_action_result(self.key, record)
+        batch.drop_action_result(self.key, record, keep_chunks=self.unreadable)
         return True

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of everything in this module. A store of another version is refused, never guessed at."""
 
 PAGE_BYTES = 4096
@@ -42,6 +42,16 @@ LAYOUT_PLAIN = 0
 COMPRESSION_NONE = 0
 
 
+def _unpack(form: struct.Struct, value: bytes) -> tuple[int, ...]:
+    """Unpack a record. One of another length is damaged: it is read as far as it goes, and its chunks will not match.
+
+    What belongs to it is dropped for that, which an error here would prevent.
+    """
+    if len(value) != form.size:
+        value = value[: form.size].ljust(form.size, b"\0")
+    return form.unpack(value)
+
+
 class BlobRecord(NamedTuple):
     """Value of ``blobs``. ``size`` and ``step`` come first so that look-ups compare slices, not numbers."""
 
@@ -61,7 +71,7 @@ class BlobRecord(NamedTuple):
     @classmethod
     def unpack(cls, value: bytes) -> BlobRecord:
         """Read the bytes that LMDB kept."""
-        return cls._make(_BLOB.unpack(value))
+        return cls._make(_unpack(_BLOB, value))
 
 
 _BLOB = struct.Struct(">QIQQQIBB")
@@ -112,7 +122,7 @@ class UploadRecord(NamedTuple):
     @classmethod
     def unpack(cls, value: bytes) -> UploadRecord:
         """Read the bytes that LMDB kept."""
-        return cls._make(_UPLOAD.unpack(value))
+        return cls._make(_unpack(_UPLOAD, value))
 
 
 _UPLOAD = struct.Struct(">QQQIQQ")
@@ -139,10 +149,15 @@ class ActionResultRecord(NamedTuple):
     @classmethod
     def unpack(cls, value: bytes) -> ActionResultRecord:
         """Read the bytes that LMDB kept."""
-        return cls._make(_ACTION_RESULT.unpack(value))
+        return cls._make(_unpack(_ACTION_RESULT, value))
+
+    def identity(self, key: bytes) -> bytes:
+        """Return what the checksums of its chunks are seeded with: all that says how to read them."""
+        return action_result_identity(key, self.payload_bytes, self.references, self.flags)
 
 
 _ACTION_RESULT = struct.Struct(">IQQQIIB")
+_ACTION_RESULT_IDENTITY = struct.Struct(">QIB")
 ACTION_RESULT_STEP = slice(0, 4)
 
 
@@ -159,7 +174,7 @@ class GarbageRecord(NamedTuple):
     @classmethod
     def unpack(cls, value: bytes) -> GarbageRecord:
         """Read the bytes that LMDB kept."""
-        return cls._make(_GARBAGE.unpack(value))
+        return cls._make(_unpack(_GARBAGE, value))
 
 
 _GARBAGE = struct.Struct(">IQ")
@@ -204,8 +219,12 @@ class Totals:
         return self.kept_bytes + self.garbage_bytes
 
     def pack(self) -> bytes:
-        """Return the bytes that LMDB keeps."""
-        return _TOTALS.pack(
+        """Return the bytes that LMDB keeps.
+
+        A damaged record that is dropped may say that it counted for more than there was. That must not keep it from
+        being dropped; fsck counts anew.
+        """
+        counts = (
             self.next_storage_id,
             self.next_sequence,
             self.blobs,
@@ -217,6 +236,7 @@ class Totals:
             self.action_result_bytes,
             self.log_entries,
         )
+        return _TOTALS.pack(*[max(0, count) for count in counts])
 
     @classmethod
     def unpack(cls, value: bytes) -> Totals:
@@ -265,6 +285,11 @@ def upload_key(instance_name: str, upload_id: str, digest_key: bytes, size_bytes
 def action_result_key(instance_name: str, digest_key: bytes) -> bytes:
     """Return the key of ``action_results``."""
     return instance_name_hash(instance_name) + digest_key
+
+
+def action_result_identity(key: bytes, payload_bytes: int, references: int, flags: int) -> bytes:
+    """Return what the checksums of an action result's chunks are seeded with; see ``chunk_seed``."""
+    return key + _ACTION_RESULT_IDENTITY.pack(payload_bytes, references, flags)
 
 
 ACTION_RESULT_DIGEST_KEY = slice(16, None)

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_committer import LmdbCommitter
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import lmdb
+
     from lathe_cas.eviction_policy import EvictionPolicy
 
 TOUCH_STEP_SECONDS = 300
@@ -25,6 +29,9 @@ minutes keep a busy build's touches near nothing and are fine enough for retenti
 
 UPLOAD_MAX_AGE_SECONDS = 24 * 3600
 """Unfinished uploads that got nothing for a day are forgotten: far longer than any client tries to resume."""
+
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,7 @@ class LmdbStorage:
     def __init__(self, path: Path, options: LmdbOptions, wall_seconds: Callable[[], float]) -> None:
         self.damaged_blobs = 0
         self.damaged_action_results = 0
+        self._index_is_damaged = False
         self.options = options
         self.wall_seconds = wall_seconds
         limit_bytes = options.policy.limit_bytes
@@ -77,6 +85,14 @@ class LmdbStorage:
             options.threads or (os.cpu_count() or 1) + 2, thread_name_prefix="lathe-cas-io"
         )
         self.writer = LmdbWriter(self.committer)
+
+    def note_index_damage(self, error: lmdb.Error) -> None:
+        """Log that LMDB came upon a damaged page of an index; once, since every look-up that goes there will."""
+        if not self._index_is_damaged:
+            self._index_is_damaged = True
+            _log.error(
+                "index_damaged", error=str(error), effect="what lies there counts as missing; run lathe-cas fsck"
+            )
 
     def step(self) -> int:
         """Return the current touch step."""

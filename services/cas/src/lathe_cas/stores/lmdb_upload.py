@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lathe_cas.blob_store import UnnamedUpload, Upload, UploadName
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, cut, read_chunks
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut, read_chunks
 from lathe_cas.stores.lmdb_operations import DropUpload, PublishUpload, StageUpload
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError, LatheError
@@ -72,9 +72,13 @@ async def open_unnamed_lmdb_upload(
     storage: LmdbStorage, active: dict[bytes, LmdbUpload], function: DigestFunction, expected_hash: str | None
 ) -> LmdbUnnamedUpload:
     """Begin an upload whose digest is not known yet; see ``open_lmdb_upload``."""
-    # Filed under a digest that no blob has, and under a name that nobody else can know.
-    name = UploadName("", uuid.uuid4().hex, Digest("0" * function.hash_length, 0, function))
-    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, name, restart=True), expected_hash)
+    digest = Digest(expected_hash or "0" * function.hash_length, 0, function)
+    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, _secret_name(digest), restart=True), expected_hash)
+
+
+def _secret_name(digest: Digest) -> UploadName:
+    """Name an upload as nobody else can."""
+    return UploadName("", uuid.uuid4().hex, digest)
 
 
 class LmdbUpload(Upload):
@@ -87,6 +91,7 @@ class LmdbUpload(Upload):
         self._active = active
         self._digest = name.digest
         self._key = upload_key
+        self._seed = chunk_seed(name.digest.key)
         self._loop = asyncio.get_running_loop()
         # Random, so that two streams are never taken for one another, not even in two processes or after a restart.
         self._owner = int.from_bytes(os.urandom(8), "big")
@@ -138,13 +143,14 @@ class LmdbUpload(Upload):
         environment = self._storage.environment
         for first in range(0, whole, 16):
             with environment.read() as txn:
-                pieces = read_chunks(txn, environment.chunks, record.storage_id, first, min(16, whole - first))
+                count = min(16, whole - first)
+                pieces = read_chunks(txn, environment.chunks, record.storage_id, self._seed, first, count)
             for piece in pieces:
                 self._hasher.update(piece)
         if not rest:
             return b""
         with environment.read() as txn:
-            return read_chunks(txn, environment.chunks, record.storage_id, whole, 1)[0]
+            return read_chunks(txn, environment.chunks, record.storage_id, self._seed, whole, 1)[0]
 
     @override
     async def append(self, pieces: Sequence[memoryview], length: int) -> None:
@@ -165,8 +171,21 @@ class LmdbUpload(Upload):
         self._hashing = asyncio.create_task(self._hash_and_submit(pieces))
 
     async def _hash_and_submit(self, pieces: list[memoryview]) -> None:
-        chunks = await self._loop.run_in_executor(self._storage.executor, _hash_and_cut, self._hasher, pieces)
+        chunks = await self._loop.run_in_executor(self._storage.executor, self._hash_and_cut, pieces)
         self._submit_stage(chunks)
+
+    def _hash_and_cut(self, pieces: list[memoryview]) -> list[Chunk]:
+        """Hash the next bytes and cut them into chunks; in any thread, while no other bytes are on their way."""
+        return self._cut(self._hash(pieces))
+
+    def _hash(self, pieces: list[memoryview]) -> bytes:
+        """Hash the next bytes, and return them joined."""
+        data = b"".join(pieces)
+        self._hasher.update(data)
+        return data
+
+    def _cut(self, data: bytes) -> list[Chunk]:
+        return cut(data, self._seed, self._staged_bytes // records.CHUNK_BYTES)
 
     def _submit_stage(self, chunks: list[Chunk]) -> None:
         stage = self._storage.writer.submit_nowait(self._next_stage(chunks))
@@ -229,19 +248,57 @@ class LmdbUpload(Upload):
             length = self._buffered
             pieces = self._take(length)
             if length <= INLINE_HASH_BYTES:
-                chunks = _hash_and_cut(self._hasher, pieces)
+                data = self._hash(pieces)
             else:
-                chunks = await self._loop.run_in_executor(self._storage.executor, _hash_and_cut, self._hasher, pieces)
+                data = await self._loop.run_in_executor(self._storage.executor, self._hash, pieces)
             found = Digest(self._hasher.hexdigest(), self._staged_bytes + length, self._digest.function)
             expected = expect(found)
             if found != expected:
                 await self._drop()
                 raise DigestMismatchError(expected, str(found))
-            if found.size_bytes:
-                await self._storage.writer.submit(PublishUpload(found.key, found.size_bytes, self._next_stage(chunks)))
+            if not found.size_bytes:
+                return found
+            if (seed := chunk_seed(found.key)) != self._seed and self._staged_bytes:
+                await self._move(found, data)
+                return found
+            self._seed = seed
+            last = self._next_stage(self._cut(data))
+            await self._storage.writer.submit(PublishUpload(found.key, found.size_bytes, last))
             return found
         finally:
             self.release()
+
+    async def _move(self, found: Digest, rest: bytes) -> None:
+        """Write what is staged once more, under the key that it turned out to have: checksums are made for one key.
+
+        Args:
+            found: What the bytes are.
+            rest: Those that are not staged.
+        """
+        storage = self._storage
+        upload = await open_lmdb_upload(storage, self._active, _secret_name(found), restart=True)
+        try:
+            staged_chunks = self._staged_bytes // records.CHUNK_BYTES
+            for first in range(0, staged_chunks, STAGE_BYTES // records.CHUNK_BYTES):
+                count = min(STAGE_BYTES // records.CHUNK_BYTES, staged_chunks - first)
+                data = await self._loop.run_in_executor(storage.executor, self._read_staged, first, count)
+                await upload.append([memoryview(data)], len(data))
+            await upload.append([memoryview(rest)], len(rest))
+        except BaseException:
+            upload.abandon_soon()
+            raise
+        await upload.finish()
+        await self._drop()
+
+    def _read_staged(self, first: int, count: int) -> bytes:
+        """Read whole chunks of this upload; in a thread."""
+        environment = self._storage.environment
+        with environment.read() as txn:
+            value = txn.get(self._key, db=environment.uploads)
+            if value is None:
+                raise AbortedError("the upload was cleared away while it was written")
+            storage_id = records.UploadRecord.unpack(value).storage_id
+            return b"".join(read_chunks(txn, environment.chunks, storage_id, self._seed, first, count))
 
     @override
     async def suspend(self, pieces: Sequence[memoryview] = (), length: int = 0) -> int:
@@ -251,7 +308,7 @@ class LmdbUpload(Upload):
             self._buffered += length
             await self._settle()
             if self._buffered != self._replaced_bytes:
-                self._submit_stage(cut(b"".join(self._take(self._buffered))))
+                self._submit_stage(self._cut(b"".join(self._take(self._buffered))))
                 await self._settle()
                 return self._staged_bytes
             return self._staged_bytes + self._buffered
@@ -386,10 +443,3 @@ class LmdbUnnamedUpload(UnnamedUpload):
 def _retrieve(future: asyncio.Future[None]) -> None:
     if not future.cancelled():
         future.exception()
-
-
-def _hash_and_cut(hasher: Hasher, pieces: list[memoryview]) -> list[Chunk]:
-    """Hash the next bytes of an upload and cut them into chunks."""
-    data = b"".join(pieces)
-    hasher.update(data)
-    return cut(data)
