@@ -7,6 +7,7 @@ have it open at the same time; LMDB's lock file keeps them apart.
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import lmdb
@@ -85,33 +86,47 @@ class LmdbEnvironment:
             if lock:
                 # Readers that were killed hold their snapshot, and with it every page freed since, until now.
                 self.env.reader_check()
-            with self.env.begin(write=not readonly) as txn:
-                self._open_databases(txn, create=create)
+            if readonly:
+                self._open_to_read()
+            else:
+                with self.env.begin(write=True) as txn:
+                    self._open_to_write(txn, create=create)
         except BaseException:
             self.env.close()
             raise
 
-    def _open_databases(self, txn: lmdb.Transaction[bytes], *, create: bool) -> None:
+    def _open_to_write(self, txn: lmdb.Transaction[bytes], *, create: bool) -> None:
         is_new = create and not self.env.stat()["entries"]
         self.meta = self._database(b"meta", txn, create=is_new)
-        stored = txn.get(_FORMAT_KEY, db=self.meta)
         if is_new:
             txn.put(_FORMAT_KEY, records.FORMAT_VERSION.to_bytes(4, "big"), db=self.meta)
             txn.put(_TOTALS_KEY, records.Totals().pack(), db=self.meta)
             txn.put(_ID_KEY, os.urandom(_ID_BYTES), db=self.meta)
-        elif stored is None:
-            raise StorageFormatError(f"{self.path} has no format version: not a store that lathe-cas wrote")
         else:
-            _check_format(self.path, int.from_bytes(stored, "big"))
-        self.blobs = self._database(b"blobs", txn, create=is_new)
-        self.chunks = self._database(b"chunks", txn, create=is_new)
-        self.access = self._database(b"access", txn, create=is_new)
-        self.action_results = self._database(b"action_results", txn, create=is_new)
-        self.uploads = self._database(b"uploads", txn, create=is_new)
-        self.garbage = self._database(b"garbage", txn, create=is_new)
-        self.id: bytes = txn.get(_ID_KEY, b"", self.meta)
+            self._check_format(txn)
+        self.id = self._read_id(txn)
+        self._open_databases(txn, create=is_new)
 
-    def _database(self, name: bytes, txn: lmdb.Transaction[bytes], *, create: bool) -> Database:
+    def _open_to_read(self) -> None:
+        # LMDB forgets a database that was opened in a read transaction, unless that is of open_db's own.
+        self.meta = self._database(b"meta", None, create=False)
+        with self.env.begin() as txn:
+            self._check_format(txn)
+            self.id = self._read_id(txn)
+        self._open_databases(None, create=False)
+
+    def _read_id(self, txn: lmdb.Transaction[bytes]) -> bytes:
+        return txn.get(_ID_KEY, b"", self.meta)
+
+    def _open_databases(self, txn: lmdb.Transaction[bytes] | None, *, create: bool) -> None:
+        self.blobs = self._database(b"blobs", txn, create=create)
+        self.chunks = self._database(b"chunks", txn, create=create)
+        self.access = self._database(b"access", txn, create=create)
+        self.action_results = self._database(b"action_results", txn, create=create)
+        self.uploads = self._database(b"uploads", txn, create=create)
+        self.garbage = self._database(b"garbage", txn, create=create)
+
+    def _database(self, name: bytes, txn: lmdb.Transaction[bytes] | None, *, create: bool) -> Database:
         try:
             return self.env.open_db(name, txn=txn, create=create)
         except lmdb.NotFoundError:
@@ -120,6 +135,24 @@ class LmdbEnvironment:
                 f"{self.path} lacks its database {name.decode()}: the file is damaged, or is not a store that "
                 "lathe-cas wrote; lathe-cas fsck tells more"
             ) from None
+
+    def _check_format(self, txn: lmdb.Transaction[bytes]) -> None:
+        value = txn.get(_FORMAT_KEY, db=self.meta)
+        if value is None:
+            raise StorageFormatError(f"{self.path} has no format version: not a store that lathe-cas wrote")
+        stored = int.from_bytes(value, "big")
+        if stored == records.FORMAT_VERSION:
+            return
+        found = f"{self.path} holds a store of format {stored}, and this version of lathe-cas knows format"
+        if stored > records.FORMAT_VERSION:
+            raise StorageFormatError(
+                f"{found} {records.FORMAT_VERSION} only: start the newer version that wrote it, or choose another "
+                "data_dir"
+            )
+        raise StorageFormatError(
+            f"{found} {records.FORMAT_VERSION}, which has checksums that older stores lack: remove data.mdb and "
+            "lock.mdb from there, or choose another data_dir; builds fill the cache again"
+        )
 
     def read(self) -> lmdb.Transaction[bytes]:
         """Begin a read transaction: a consistent snapshot. Hold it for moments only; it pins every page freed since."""
@@ -130,12 +163,12 @@ class LmdbEnvironment:
         with self.read() as txn:
             return self.totals_in(txn)
 
-    def totals_in(self, txn: lmdb.Transaction[bytes]) -> records.Totals:
+    def totals_in(self, txn: lmdb.Transaction[bytes] | lmdb.Transaction[memoryview]) -> records.Totals:
         """Return what the store counts, as of ``txn``."""
         value = txn.get(_TOTALS_KEY, db=self.meta)
         if value is None:
             raise StorageFormatError(f"{self.path} has no totals: not a store that lathe-cas wrote")
-        return records.Totals.unpack(value)
+        return records.Totals.unpack(bytes(value))
 
     def put_totals(self, txn: lmdb.Transaction[bytes], totals: records.Totals) -> None:
         """Write what the store counts."""
@@ -145,23 +178,13 @@ class LmdbEnvironment:
         """Return the size of the data file."""
         return (self.path / "data.mdb").stat().st_size
 
+    def free_bytes(self) -> int:
+        """Return what the file system has left."""
+        return shutil.disk_usage(self.path).free
+
     def close(self) -> None:
         """Unmap the file. No transaction may be open."""
         self.env.close()
-
-
-def _check_format(path: Path, stored: int) -> None:
-    if stored == records.FORMAT_VERSION:
-        return
-    found = f"{path} holds a store of format {stored}, and this version of lathe-cas knows format"
-    if stored > records.FORMAT_VERSION:
-        raise StorageFormatError(
-            f"{found} {records.FORMAT_VERSION} only: start the newer version that wrote it, or choose another data_dir"
-        )
-    raise StorageFormatError(
-        f"{found} {records.FORMAT_VERSION}, which has checksums that older stores lack: remove data.mdb and lock.mdb "
-        "from there, or choose another data_dir; builds fill the cache again"
-    )
 
 
 def map_size_for(limit_bytes: int) -> int:

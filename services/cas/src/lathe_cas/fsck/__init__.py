@@ -1,0 +1,1 @@
+"""``lathe-cas fsck``: check a store, and drop what is bad."""

@@ -1,0 +1,64 @@
+"""Who has a store open: a check may run beside a service, a repair must have it alone.
+
+LMDB keeps the first byte of ``lock.mdb`` locked for reading as long as a process has the environment open. Who gets
+that byte for writing is alone, and others that open the environment wait until it is released.
+
+Spec: LMDB 0.9, mdb_env_setup_locks and mdb_env_excl_lock in mdb.c.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class StoreInUseError(Exception):
+    """A process has the store open."""
+
+
+@contextmanager
+def opened_for_reading(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
+    """Open a store as one reader among others. Nothing of it is written, but for the reader's place in ``lock.mdb``."""
+    # Without a lock file nobody has it open, and a look must not leave one behind.
+    lock = os.access(path / "lock.mdb", os.R_OK | os.W_OK)
+    environment = LmdbEnvironment(path, _map_size(path, limit_bytes), create=False, readonly=True, lock=lock)
+    try:
+        yield environment
+    finally:
+        environment.close()
+
+
+@contextmanager
+def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
+    """Open a store for writing, with all others kept out; a service that starts meanwhile waits.
+
+    Raises:
+        StoreInUseError: A process has it open.
+    """
+    descriptor = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        except (BlockingIOError, PermissionError):
+            raise StoreInUseError(f"{path} is in use: stop lathe-cas first") from None
+        # LMDB's own locks would meet ours, and POSIX forgets ours when LMDB closes the same file.
+        environment = LmdbEnvironment(path, _map_size(path, limit_bytes), create=False, lock=False)
+        try:
+            yield environment
+        finally:
+            environment.close()
+    finally:
+        os.close(descriptor)
+
+
+def _map_size(path: Path, limit_bytes: int) -> int:
+    """Return a map that holds the file, whatever limit it was written under."""
+    return map_size_for(max(limit_bytes, (path / "data.mdb").stat().st_size))
