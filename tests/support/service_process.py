@@ -78,7 +78,7 @@ class ServiceProcess:
         self.name = name
         self.http_port = http_port
         self.log = log
-        self._command = [str(Path(sys.executable).parent / program), *flags]
+        self.command = [str(Path(sys.executable).parent / program), *flags]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,7 +94,7 @@ class ServiceProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 # Tied to the test run: a run that is killed leaves no service behind.
-                [sys.executable, "-I", "-S", "-c", TETHER, str(os.getpid()), *self._command],
+                [sys.executable, "-I", "-S", "-c", TETHER, str(os.getpid()), *self.command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

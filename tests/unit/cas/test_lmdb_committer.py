@@ -141,7 +141,16 @@ def test_a_batch_without_changes_writes_nothing(environment: LmdbEnvironment) ->
         (lmdb.DiskError("x"), ResourceExhaustedError),
         (lmdb.TxnFullError("x"), ResourceExhaustedError),
         (lmdb.CorruptedError("x"), UnavailableError),
+        (lmdb.Error("mdb_txn_commit: Disk quota exceeded"), ResourceExhaustedError),
+        (lmdb.Error("mdb_txn_commit: File too large"), ResourceExhaustedError),
+        (lmdb.Error("mdb_txn_commit: Input/output error"), UnavailableError),
     ],
 )
 def test_lmdbs_errors_become_what_a_client_understands(error: lmdb.Error, kind: type[LatheError]) -> None:
-    assert type(to_lathe_error(error)) is kind
+    assert type(to_lathe_error(error, 1 << 40)) is kind
+
+
+def test_a_write_that_ended_early_for_want_of_room_is_a_full_disk() -> None:
+    error = to_lathe_error(lmdb.Error("mdb_txn_commit: Input/output error"), 4096)
+    assert isinstance(error, ResourceExhaustedError)
+    assert "the disk is full" in error.message

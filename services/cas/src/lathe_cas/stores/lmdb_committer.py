@@ -6,6 +6,8 @@ used goes when the high watermark is passed, garbage is freed, abandoned uploads
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +47,13 @@ _LOG_SLACK_ENTRIES = 4096
 
 _BUGS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError, struct.error)
 """What a bug raises, and damage to an index that nobody thought of."""
+
+_SHORT_WRITE = os.strerror(errno.EIO)
+_SHORT_WRITE_BYTES = 64 << 20
+"""No write of one transaction asks for more than this, so one that ended early left less."""
+
+_FULL = (os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+"""Limits of the user or of the process. LMDB's binding has no type for them, and no number."""
 
 _log = structlog.get_logger(__name__)
 
@@ -141,7 +150,7 @@ class LmdbCommitter:
             self._evicting = self._sweeping = self._garbage_left = False
             return self._commit(operations, upkeep=False)
         if len(operations) == 1:
-            return [Outcome(None, to_lathe_error(error))]
+            return [Outcome(None, to_lathe_error(error, self._environment.free_bytes()))]
         middle = len(operations) // 2
         return self._commit(operations[:middle], upkeep=False) + self._commit(operations[middle:], upkeep=False)
 
@@ -257,15 +266,23 @@ def _apply(index: int, operation: Operation[Any], batch: WriteBatch) -> Outcome:
         raise _OperationFailedError(index, error) from error
 
 
-def to_lathe_error(error: Exception) -> LatheError:
-    """Tell a client why a transaction failed."""
+def to_lathe_error(error: Exception, free_bytes: int) -> LatheError:
+    """Tell a client why a transaction failed.
+
+    Args:
+        error: Why.
+        free_bytes: What the file system had left then.
+    """
     if isinstance(error, PAGE_ERRORS):
         return UnavailableError(
             f"the store's file is damaged, nothing was written: {error}; stop lathe-cas and run lathe-cas fsck"
         )
     if isinstance(error, lmdb.MapFullError):
         return ResourceExhaustedError(f"the store's map is full, nothing was written: {error}")
-    if isinstance(error, lmdb.DiskError):
+    text = str(error)
+    # The last bytes of a disk are taken by a write that ends early, which LMDB reports as EIO (mdb_page_flush).
+    is_short_write = _SHORT_WRITE in text and free_bytes < _SHORT_WRITE_BYTES
+    if isinstance(error, lmdb.DiskError) or is_short_write or any(full in text for full in _FULL):
         return ResourceExhaustedError(f"the disk is full, nothing was written: {error}")
     if isinstance(error, lmdb.MemoryError | lmdb.TxnFullError):
         return ResourceExhaustedError(f"not enough memory for the transaction, nothing was written: {error}")
