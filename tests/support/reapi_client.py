@@ -146,6 +146,13 @@ class ReapiClient:
                 raise
             return None
 
+    def put_action_result(self, action_digest: Any, result: Any) -> None:
+        """Store an ActionResult in the action cache."""
+        request = self._request("UpdateActionResultRequest", action_digest=action_digest, action_result=result)
+        self._unary(self._cas, f"{_REAPI}.ActionCache/UpdateActionResult", "UpdateActionResult", answer="ActionResult")(
+            request
+        )
+
     def execute(self, action_digest: Any, *, skip_cache_lookup: bool = False) -> Any:
         """Execute an action and return its ExecuteResponse, whatever its status."""
         request = self._request("ExecuteRequest", action_digest=action_digest, skip_cache_lookup=skip_cache_lookup)
