@@ -25,7 +25,7 @@ MIN_SIZE_BYTES = 1 << 20
 
 
 class CasSettings(ServiceSettings):
-    """All that the CAS can be told; see each description."""
+    """All that the CAS can be told; to check its store, see ``lathe-cas fsck --help``."""
 
     service: ClassVar[str] = "cas"
 
