@@ -51,7 +51,7 @@ async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     if request.param == "memory":
         yield Stores(None)
         return
-    store = LmdbStore(tmp_path / "store") if request.param == "lmdb" else ShardedStore(tmp_path / "stores")
+    store = LmdbStore(tmp_path / "store") if request.param == "lmdb" else ShardedStore(tmp_path / "store")
     await store.open()
     yield Stores(store)
     await store.recount()

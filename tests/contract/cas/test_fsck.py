@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import struct
 import subprocess
 import sys
@@ -325,6 +326,24 @@ def test_settings_come_from_where_the_service_reads_them(path: Path, tmp_path: P
     file.write_text(f'data_dir = "{path}"\nport = 1234\n')
     assert main(["--config", str(file)], {}) == CLEAN
     assert main([], {"LATHE_CAS_DATA_DIR": str(path), "TMPDIR": str(tmp_path)}) == CLEAN
+
+
+def test_of_several_folders_each_is_checked_and_the_worst_counts(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(path, other)
+    environment = LmdbEnvironment(other, 1 << 30)
+    with environment.env.begin(write=True) as txn, txn.cursor(environment.blobs) as cursor:
+        assert cursor.first()
+        assert cursor.delete()
+    environment.close()
+    folders = [f"--data-dirs={other},{path}", f"--temp-dir={tmp_path}"]
+    assert main(folders, {}) == PROBLEMS
+    assert f"\n{other}\n" in (shown := capsys.readouterr().out)
+    assert f"\n{path}\n" in shown
+    assert main([*folders, "--repair"], {}) == REPAIRED
+    assert main(folders, {}) == CLEAN
 
 
 def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

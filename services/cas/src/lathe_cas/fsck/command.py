@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TEMP_DIR = "/var/tmp"
 """On disk, where /tmp may be memory."""
-_SEVERITY = (ExitCode.CLEAN, ExitCode.REPAIRED, ExitCode.PROBLEMS, ExitCode.CANNOT_CHECK, ExitCode.PAGES_DAMAGED)
+_SEVERITY = (ExitCode.CLEAN, ExitCode.REPAIRED, ExitCode.PROBLEMS, ExitCode.CANNOT_CHECK, ExitCode.BROKEN)
 """With several folders the worst counts."""
 
 INTERRUPTED = 130
@@ -43,7 +43,8 @@ Check every chunk, record and reference of a store, and say what is bad.
   --temp-dir DIR       where temporary files go, some 110 bytes for each blob (TMPDIR, else /var/tmp)
   --help               print this text and do nothing else
 
-The settings are those of lathe-cas, of which data_dir or data_dirs count: a flag before the variable, the variable before the file.
+The settings are those of lathe-cas, of which data_dir or data_dirs count: a flag before the variable, the variable
+before the file.
 
 Exit codes:
   0  the store is clean
