@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from grpclib.const import Handler
 
-    from lathe_shared.http2.server import InlineFunction
+    from lathe_shared.http2.server import AtOnceFunction, InlineFunction
 
 __all__ = [
     "DEFAULT_ENGINE",
@@ -61,6 +61,7 @@ class _Handlers:
 def make_grpc_server(
     handlers: dict[str, Handler],
     inline: Mapping[str, InlineFunction],
+    at_once: Mapping[str, AtOnceFunction],
     *,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     engine: Engine | None = None,
@@ -71,6 +72,7 @@ def make_grpc_server(
         handlers: All methods in grpclib's form, by path.
         inline: Those of them that are plain functions, once more; an engine that can calls them where a request
             arrives.
+        at_once: Functions that may answer calls of others of them in the handler's place; an engine that can asks them.
         max_message_bytes: Bound on one received message.
         engine: What speaks HTTP/2; ``DEFAULT_ENGINE`` if absent.
     """
@@ -79,6 +81,7 @@ def make_grpc_server(
     return Http2Server(
         [_Handlers({path: handler for path, handler in handlers.items() if path not in inline})],
         inline=inline,
+        at_once=at_once,
         codec=RawCodec(),
         status_details_codec=LatheStatusDetailsCodec(),
         max_message_bytes=max_message_bytes,

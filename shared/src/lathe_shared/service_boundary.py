@@ -36,6 +36,7 @@ from h2.exceptions import ProtocolError
 
 from lathe_shared.errors import InternalError, InvalidArgumentError, LatheError, UnavailableError, UnimplementedError
 from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcServer, make_grpc_server, reset_if_open
+from lathe_shared.http2.at_once_calls import PendingAnswer
 from lathe_shared.message_decoding import decode
 from lathe_shared.rpc_context import EndedBy, RpcContext, current_rpc
 from lathe_shared.rpc_observer import RpcObserver
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EndedBy",
+    "PendingAnswer",
     "Rpc",
     "RpcContext",
     "RpcKind",
@@ -66,6 +68,7 @@ __all__ = [
 UnaryFunction: TypeAlias = Callable[[bytes, RpcContext], bytes | Awaitable[bytes]]
 ServerStreamingFunction: TypeAlias = Callable[[bytes, RpcContext], AsyncIterator[bytes]]
 ClientStreamingFunction: TypeAlias = Callable[[AsyncIterator[bytes], RpcContext], Awaitable[bytes]]
+AtOnceFunction: TypeAlias = Callable[[bytes, RpcContext], bytes | PendingAnswer | None]
 BidirectionalFunction: TypeAlias = Callable[[AsyncIterator[bytes], RpcContext], AsyncIterator[bytes]]
 
 _log = structlog.get_logger("lathe.rpc")
@@ -89,6 +92,7 @@ class Rpc:
         func: The function, of the type that ``kind`` asks for.
         is_plain_function: Whether ``func`` is unary and no coroutine function, so that a transport may call it where
             the request arrives.
+        at_once: A plain function that may answer a call in place of ``func``, by its first message alone.
         long_lived: Whether it may run until the client has enough (a watch, a worker's connection): a service that
             stops does not wait for it.
     """
@@ -96,6 +100,7 @@ class Rpc:
     kind: RpcKind
     func: Callable[..., Any]
     is_plain_function: bool = False
+    at_once: AtOnceFunction | None = None
     long_lived: bool = False
 
 
@@ -109,17 +114,31 @@ def unary(func: UnaryFunction) -> Rpc:
     return Rpc(RpcKind.UNARY, func, is_plain_function=not is_coroutine)
 
 
-def server_streaming(func: ServerStreamingFunction, *, long_lived: bool = False) -> Rpc:
-    """Declare a method with one request and a stream of responses; the function is an async generator."""
-    return Rpc(RpcKind.SERVER_STREAMING, func, long_lived=long_lived)
+def server_streaming(
+    func: ServerStreamingFunction, *, at_once: AtOnceFunction | None = None, long_lived: bool = False
+) -> Rpc:
+    """Declare a method with one request and a stream of responses; the function is an async generator.
+
+    Args:
+        func: Serves the method.
+        at_once: Answers a call whose stream is one response, if it can without blocking; else it returns None, and
+            ``func`` gets the call. It is there for speed only: an engine may never ask it.
+        long_lived: See ``Rpc``.
+    """
+    return Rpc(RpcKind.SERVER_STREAMING, func, at_once=at_once, long_lived=long_lived)
 
 
-def client_streaming(func: ClientStreamingFunction) -> Rpc:
+def client_streaming(func: ClientStreamingFunction, *, at_once: AtOnceFunction | None = None) -> Rpc:
     """Declare a method with a stream of requests and one response.
 
     The function may return before the stream has ended; the client then has its answer, and is told to stop sending.
+
+    Args:
+        func: Serves the method.
+        at_once: As in ``server_streaming``, for a call that its first request is enough for; it may also return a
+            PendingAnswer.
     """
-    return Rpc(RpcKind.CLIENT_STREAMING, func)
+    return Rpc(RpcKind.CLIENT_STREAMING, func, at_once=at_once)
 
 
 def bidirectional(func: BidirectionalFunction, *, long_lived: bool = False) -> Rpc:
@@ -169,16 +188,26 @@ def make_server(
     servicers = list(servicers)
     observer = observer or RpcObserver(None)
     inline = {
-        path: _inline_function(path, rpc, observer) for path, rpc in methods(servicers).items() if rpc.is_plain_function
+        path: _inline_function(path, rpc.func, observer)
+        for path, rpc in methods(servicers).items()
+        if rpc.is_plain_function
     }
-    return make_grpc_server(handlers(servicers, observer), inline, max_message_bytes=max_message_bytes, engine=engine)
+    at_once = {
+        path: _inline_function(path, rpc.at_once, observer)
+        for path, rpc in methods(servicers).items()
+        if rpc.at_once is not None
+    }
+    return make_grpc_server(
+        handlers(servicers, observer), inline, at_once, max_message_bytes=max_message_bytes, engine=engine
+    )
 
 
-def _inline_function(path: str, rpc: Rpc, observer: RpcObserver) -> Callable[[bytes, RequestHead], Any]:
+def _inline_function(
+    path: str, func: Callable[[bytes, RpcContext], Any], observer: RpcObserver
+) -> Callable[[bytes, RequestHead], Any]:
     """Return the form of a plain function in which the engine calls it where a request arrives."""
-    func = rpc.func
 
-    def call(request: bytes, head: RequestHead) -> bytes | Awaitable[bytes]:
+    def call(request: bytes, head: RequestHead) -> bytes | Awaitable[bytes] | PendingAnswer | None:
         # Equal requests share a head, and so a context, unless there is a deadline in it.
         context = head.memo
         if context is None:
@@ -198,9 +227,40 @@ def _inline_function(path: str, rpc: Rpc, observer: RpcObserver) -> Callable[[by
             raise _failed(error, path, observer, started, context) from None
         finally:
             current_rpc.reset(token)
+        if response is None:
+            return None  # the handler observes the call
+        if isinstance(response, PendingAnswer):
+            return PendingAnswer(
+                response.future, partial(_answer_when_done, response.answer, path, observer, started, context)
+            )
         return _finish_later(response, path, observer, started, context)
 
     return call
+
+
+def _answer_when_done(
+    answer: Callable[[asyncio.Future[Any], EndedBy | None], bytes],
+    path: str,
+    observer: RpcObserver,
+    started: float,
+    context: RpcContext,
+    future: asyncio.Future[Any],
+    ended_by: EndedBy | None,
+) -> bytes:
+    """Answer what an ``at_once`` function had to wait for."""
+    token = current_rpc.set(context)
+    try:
+        response = answer(future, ended_by)
+        observer.finished(path, Status.OK, None, time.perf_counter() - started, context)
+    except asyncio.CancelledError:
+        status, message = _status_of_cancelled(ended_by)
+        observer.finished(path, status, message, time.perf_counter() - started, context)
+        raise
+    except Exception as error:  # noqa: BLE001 -- nothing must get past the boundary unanswered
+        raise _failed(error, path, observer, started, context) from None
+    finally:
+        current_rpc.reset(token)
+    return response
 
 
 async def _finish_later(
@@ -235,7 +295,7 @@ async def _serve(path: str, rpc: Rpc, observer: RpcObserver, stream: grpclib.ser
     try:
         await _CALLS[rpc.kind](rpc, stream, context)
     except asyncio.CancelledError:
-        status, message = _cancelled(context)
+        status, message = _status_of_cancelled(context.ended_by)
         if context.ended_by is EndedBy.SHUTDOWN:
             raise _grpc_error(UnavailableError("the service is stopping; try again")) from None
         raise
@@ -269,8 +329,7 @@ def _peer_name(stream: grpclib.server.Stream[bytes, bytes]) -> str:
     return ":".join(map(str, address[:2])) if isinstance(address, tuple) else str(address or "unix")
 
 
-def _cancelled(context: RpcContext) -> tuple[Status, str]:
-    ended_by = context.ended_by
+def _status_of_cancelled(ended_by: EndedBy | None) -> tuple[Status, str]:
     if ended_by is EndedBy.DEADLINE:
         return Status.DEADLINE_EXCEEDED, "the client's deadline passed"
     if ended_by is EndedBy.SHUTDOWN:

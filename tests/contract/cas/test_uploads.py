@@ -7,8 +7,11 @@ import asyncio
 import pytest
 from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
 from tests.contract.cas.conftest import Stores
+from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.blob_store import BlobStore, UnnamedUpload, UploadName, UploadStatus
+from lathe_cas.stores.lmdb_operations import Nothing
+from lathe_cas.stores.lmdb_writer import MAX_PENDING_BYTES
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, DigestMismatchError
 
@@ -65,6 +68,39 @@ async def test_an_upload_in_one_piece_forgets_what_had_arrived(blobs: BlobStore,
     await blobs.put_upload(name, memoryview(data))
     assert await read(blobs, digest) == data
     assert 2 * blobs.status().staged_bytes == staged_bytes > 0
+
+
+async def test_a_small_upload_is_begun_at_once(lmdb: LmdbStore) -> None:
+    blobs = lmdb.blobs
+    digest, data = blob(2 * CHUNK)
+    stored = blobs.put_at_once(upload_name(digest), memoryview(data))
+    assert stored is not None
+    assert missing(blobs, digest) == [digest]
+    await stored
+    assert await read(blobs, digest) == data
+    with pytest.raises(DigestMismatchError):
+        blobs.put_at_once(upload_name(digest), memoryview(b"\0" * 9 + data[9:]))
+
+
+async def test_a_large_upload_is_not_begun_at_once(lmdb: LmdbStore) -> None:
+    digest, data = blob(2 * CHUNK + 1)
+    assert lmdb.blobs.put_at_once(upload_name(digest), memoryview(data)) is None
+
+
+class Costly(Nothing):
+    """Keeps as much in memory as the writer takes."""
+
+    cost_bytes = MAX_PENDING_BYTES
+
+
+async def test_no_upload_is_begun_at_once_while_the_writer_has_much_to_do(lmdb: LmdbStore) -> None:
+    waiting = lmdb.storage.writer.submit_nowait(Costly())
+    digest, data = blob(100)
+    assert lmdb.blobs.put_at_once(upload_name(digest), memoryview(data)) is None
+    await waiting
+    stored = lmdb.blobs.put_at_once(upload_name(digest), memoryview(data))
+    assert stored is not None
+    await stored
 
 
 async def test_the_empty_blob_can_be_uploaded(blobs: BlobStore) -> None:

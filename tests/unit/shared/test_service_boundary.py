@@ -23,6 +23,7 @@ from lathe_shared.request_metadata import REQUEST_METADATA_KEY
 from lathe_shared.rpc_observer import RpcObserver
 from lathe_shared.service_boundary import (
     EndedBy,
+    PendingAnswer,
     Rpc,
     RpcContext,
     RpcKind,
@@ -66,6 +67,8 @@ class Probe(Servicer):
             "Join": client_streaming(self.join),
             "FirstOnly": client_streaming(self.first_only),
             "Chat": bidirectional(self.chat, long_lived=True),
+            "Small": server_streaming(self.small, at_once=self.small_at_once),
+            "Store": client_streaming(self.store, at_once=self.store_at_once),
         }
 
     def echo(self, request: bytes, context: RpcContext) -> bytes:
@@ -125,6 +128,48 @@ class Probe(Servicer):
     async def chat(self, requests: AsyncIterator[bytes], _context: RpcContext) -> AsyncIterator[bytes]:
         async for request in requests:
             yield request.upper()
+
+    async def small(self, request: bytes, context: RpcContext) -> AsyncIterator[bytes]:
+        if request == b"absent":
+            raise NotFoundError("absent is not there")
+        self.contexts.append(context)
+        for letter in request.decode():
+            yield letter.encode()
+
+    def small_at_once(self, request: bytes, context: RpcContext) -> bytes | None:
+        assert current_rpc.get() is context
+        if request == b"absent":
+            raise NotFoundError("absent is not there")
+        if len(request) != 1:
+            return None
+        self.contexts.append(context)
+        return request
+
+    async def store(self, requests: AsyncIterator[bytes], context: RpcContext) -> bytes:
+        first = await anext(requests)
+        if first == b"hang":
+            return await self.hang(first, context)
+        if first == b"fail":
+            raise NotFoundError("not stored")
+        return first + b"".join([request async for request in requests])
+
+    def store_at_once(self, request: bytes, _context: RpcContext) -> PendingAnswer | None:
+        if request.startswith(b"many"):
+            return None
+        stored = asyncio.get_running_loop().create_future()
+        if request == b"hang":
+            self.started.set()
+        elif request == b"fail":
+            stored.set_exception(NotFoundError("not stored"))
+        else:
+            stored.set_result(request)
+
+        def answer(done: asyncio.Future[bytes], ended_by: EndedBy | None) -> bytes:
+            if done.cancelled():
+                self.ended.set_result(ended_by)
+            return done.result()
+
+        return PendingAnswer(stored, answer)
 
 
 @asynccontextmanager
@@ -479,6 +524,100 @@ async def test_rpcs_are_counted_and_timed() -> None:
     assert value("lathe_cas_rpcs_total", method="lathe.test.Probe/Echo", code="OK") == 2
     assert value("lathe_cas_rpcs_total", method="lathe.test.Probe/Fail", code="NOT_FOUND") == 1
     assert value("lathe_cas_rpc_seconds_count", method="lathe.test.Probe/Echo") == 2
+
+
+def counted(registry: CollectorRegistry, method: str) -> dict[str, float]:
+    """Return how many calls of a method were counted, by their status, and how many were timed."""
+    (codes,) = (metric for metric in registry.collect() if metric.name == "lathe_cas_rpcs")
+    found = {
+        sample.labels["code"]: sample.value
+        for sample in codes.samples
+        if sample.name == "lathe_cas_rpcs_total" and sample.labels["method"] == f"lathe.test.Probe/{method}"
+    }
+    timed = registry.get_sample_value("lathe_cas_rpc_seconds_count", {"method": f"lathe.test.Probe/{method}"})
+    return {**found, "timed": timed or 0}
+
+
+async def test_a_read_is_the_same_whether_or_not_it_is_answered_at_once() -> None:
+    registry = CollectorRegistry()
+    probe = Probe()
+    metadata = [(REQUEST_METADATA_KEY, bytes(reapi.RequestMetadata(action_id="abc")))]
+    async with probed(probe, RpcObserver(ServiceMetrics("cas", registry))) as (_, channel):
+
+        async def ask(request: bytes) -> list[bytes]:
+            async with asyncio.timeout(WAIT_SECONDS):
+                return [part async for part in channel.unary_stream(path("Small"))(request, metadata=metadata)]
+
+        # Twice, since the second one finds the headers known.
+        assert [await ask(b"x"), await ask(b"y")] == [[b"x"], [b"y"]]
+        assert [await ask(b"xyz"), await ask(b"")] == [[b"x", b"y", b"z"], []]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(b"absent")
+
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "absent is not there")
+    assert [context.request_metadata.action_id for context in probe.contexts] == ["abc"] * 4
+    assert counted(registry, "Small") == {"OK": 4, "NOT_FOUND": 1, "timed": 5}
+
+
+async def test_a_write_is_the_same_whether_or_not_it_is_answered_at_once() -> None:
+    registry = CollectorRegistry()
+    async with probed(Probe(), RpcObserver(ServiceMetrics("cas", registry))) as (_, channel):
+
+        async def ask(*requests: bytes) -> bytes:
+            async with asyncio.timeout(WAIT_SECONDS):
+                answer: bytes = await channel.stream_unary(path("Store"))(iter(requests))
+                return answer
+
+        assert [await ask(b"one"), await ask(b"two")] == [b"one", b"two"]
+        assert await ask(b"many", b"more") == b"manymore"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(b"fail")
+
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "not stored")
+    assert counted(registry, "Store") == {"OK": 3, "NOT_FOUND": 1, "timed": 4}
+
+
+async def test_a_write_that_waits_ends_with_its_call() -> None:
+    registry = CollectorRegistry()
+    probe = Probe()
+    async with (
+        probed(probe, RpcObserver(ServiceMetrics("cas", registry))) as (server, channel),
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        pending = channel.stream_unary(path("Store"))(iter([b"hang"]))
+        await probe.started.wait()
+        pending.cancel()
+        assert await probe.ended is EndedBy.CLIENT_CANCEL
+        await server.wait_idle()
+
+    assert counted(registry, "Store") == {"CANCELLED": 1, "timed": 1}
+
+
+async def test_a_write_that_waits_for_too_long_is_told_so() -> None:
+    probe = Probe()
+    async with probed(probe) as (_, channel), asyncio.timeout(WAIT_SECONDS):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.stream_unary(path("Store"))(iter([b"hang"]), timeout=0.2)
+
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert await probe.ended in {EndedBy.DEADLINE, EndedBy.CLIENT_CANCEL}
+
+
+async def test_a_stopping_server_answers_a_write_that_waits() -> None:
+    registry = CollectorRegistry()
+    probe = Probe()
+    async with (
+        probed(probe, RpcObserver(ServiceMetrics("cas", registry))) as (server, channel),
+        asyncio.timeout(WAIT_SECONDS),
+    ):
+        pending = channel.stream_unary(path("Store"))(iter([b"hang"]))
+        await probe.started.wait()
+        server.end_rpcs()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await pending
+
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert counted(registry, "Store") == {"UNAVAILABLE": 1, "timed": 1}
 
 
 async def test_rpcs_tell_a_transport_how_to_call_them() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from lathe_shared.digest import Digest, DigestFunction
@@ -265,6 +266,20 @@ class BlobStore(ABC):
             upload.suspend_soon()
             raise
         await upload.finish()
+
+    def put_at_once(self, name: UploadName, data: memoryview) -> asyncio.Future[None] | None:  # noqa: ARG002
+        """Do what ``put_upload`` does, if the blob is so small that it may be begun inline; None if it may not.
+
+        Called inline on the event loop, so it must not block. Most blobs are small, and for them a task that waits is
+        more than the work.
+
+        Returns:
+            What is done when the blob is stored, or failed as ``put_upload`` does.
+
+        Raises:
+            DigestMismatchError: The bytes are not the blob.
+        """
+        return None
 
     @abstractmethod
     def upload_status(self, name: UploadName) -> UploadStatus:

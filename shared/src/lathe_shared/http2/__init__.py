@@ -8,5 +8,6 @@ layers, each of which adds a part: ``connection_state``, ``sending``, ``control_
 The upper half is gRPC on asyncio. ``server`` and ``channel`` are what others use. Below them, ``protocol`` runs a
 connection on a transport, ``grpc_stream`` is a stream of messages (``message_framing``) to wait for, ``server_call``
 and ``client_call`` are grpclib's calls on it, ``request_head`` is what a request's headers say, ``inline_calls``
-answers small requests where they arrive, and ``allocation`` keeps the C library from giving memory away.
+answers small requests where they arrive, ``at_once_calls`` does so for some calls of other methods, and ``allocation``
+keeps the C library from giving memory away.
 """

@@ -4,6 +4,8 @@ A method is served inline if it is a plain function from bytes to bytes that nev
 block that this connection has seen before and one DATA frame, read together; ``InlineMethod`` answers it straight from
 what was read. A request in any other shape gets an ``InlineStream``, which answers when it is whole.
 
+``at_once_calls`` is the same for methods that have a handler, too, for what cannot be answered so.
+
 Spec: gRPC over HTTP/2 (doc/PROTOCOL-HTTP2.md).
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
@@ -42,6 +44,13 @@ For a request that it cannot answer at once it may return something to await; th
 
 ErrorFunction = Callable[[str, Exception], GRPCError]
 """Turns what an inline function has raised into a status; given the path and the exception."""
+
+MAX_MESSAGE_BYTES: Final = (1 << 32) - 1
+"""What the four bytes of a message's length can say."""
+
+FLUSH_ANSWER_BYTES: Final = 1 << 14
+"""Answers from this size on are written at once and not at the end of the turn. One read may bring a thousand requests;
+this is how the transport can say that it has enough, and the rest waits where it is counted."""
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +121,7 @@ class InlineMethod:
         protocol: The connection.
         head: What the header block says.
         function: The method.
+        max_bytes: Bound on a request beside that of the connection.
     """
 
     __slots__ = (
@@ -127,7 +137,12 @@ class InlineMethod:
     )
 
     def __init__(
-        self, calls: InlineCalls, protocol: Http2Protocol, head: RequestHead, function: InlineFunction
+        self,
+        calls: InlineCalls,
+        protocol: Http2Protocol,
+        head: RequestHead,
+        function: Callable[[bytes, RequestHead], Any],
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         http2 = protocol.http2
         self._calls = calls
@@ -135,7 +150,7 @@ class InlineMethod:
         self._http2 = http2
         self._head = head
         self._function = function
-        self._max_bytes = http2.limits.max_message_bytes
+        self._max_bytes = min(http2.limits.max_message_bytes, max_bytes)
         self._response_block = calls.serving.response_block
         self._pack_begin = calls.begin_frames.pack
         self._pack_end = calls.end_frame.pack
@@ -160,9 +175,7 @@ class InlineMethod:
             http2.out.append(header_frames(stream_id, block, END_STREAM, http2.peer.max_frame_bytes))
             return True
         if not isinstance(response, bytes):
-            stream = InlineStream(self._protocol, stream_id, self._head, self._calls, self._function)
-            http2.adopt(stream)
-            self._calls.answer_later(stream, response)
+            self._answer_later(stream_id, data[begin:end], response)
             return True
         size = len(response) + PREFIX_BYTES
         if (
@@ -174,6 +187,8 @@ class InlineMethod:
             waiting = Stream(http2, stream_id)
             http2.adopt(waiting)
             send_response(http2, waiting, self._response_block, response)
+            if size >= FLUSH_ANSWER_BYTES:
+                self._protocol.flush()
             return True
         http2.send_window -= size
         http2.work += 1
@@ -184,7 +199,21 @@ class InlineMethod:
         )
         tail = self._pack_end(len(OK_TRAILERS) << 8 | HEADERS, END_HEADERS | END_STREAM, stream_id, OK_TRAILERS)
         http2.out += (head, response, tail)
+        if size >= FLUSH_ANSWER_BYTES:
+            self._protocol.flush()
         return True
+
+    def _answer_later(self, stream_id: int, framed: bytes, response: object) -> None:  # noqa: ARG002 -- for subclasses
+        """Take what the function has returned in place of an answer.
+
+        Args:
+            stream_id: The call's stream.
+            framed: The request as it came, with its prefix.
+            response: What the function returned.
+        """
+        stream = InlineStream(self._protocol, stream_id, self._head, self._calls, self._function)
+        self._http2.adopt(stream)
+        self._calls.answer_later(stream, cast("Awaitable[bytes]", response))
 
 
 def send_response(http2: Connection, stream: Stream, block: bytes, response: Bytes) -> None:

@@ -137,6 +137,25 @@ class MessageReader:
             return decompress(data, self._compressed, self.encoding, self._max_message_bytes)
         return data
 
+    @property
+    def next_bytes(self) -> int:
+        """Length of the next message, as its prefix says it; -1 before that is here. Ask ``has_message`` first."""
+        return self._length
+
+    @property
+    def next_is_compressed(self) -> bool:
+        """Whether the next message claims to be compressed; meaningful while ``next_bytes`` is."""
+        return self._length >= 0 and self._compressed != 0
+
+    def put_back(self, message: bytes) -> None:
+        """Have ``next`` return a message again that it has just returned."""
+        rest = self._take(self.size_bytes)
+        self.clear()
+        self.add(pack_prefix(0, len(message)))
+        self.add(message)
+        if rest:
+            self.add(rest)
+
     def refuse(self, reason: str) -> None:
         """Take nothing more: the message under way is too large for its surroundings."""
         self.clear()

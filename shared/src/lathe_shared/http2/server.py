@@ -13,6 +13,7 @@ import grpclib.server
 from typing_extensions import override
 
 from lathe_shared.http2.allocation import keep_freed_memory
+from lathe_shared.http2.at_once_calls import AtOnceFunction, AtOnceMethod, AtOnceStream, PendingAnswer
 from lathe_shared.http2.ended_by import EndedBy
 from lathe_shared.http2.inline_calls import (
     ErrorFunction,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from lathe_shared.http2.hpack import HeaderBlock
     from lathe_shared.http2.stream import Stream
 
-__all__ = ["Http2Server", "InlineFunction", "RequestHead"]
+__all__ = ["AtOnceFunction", "Http2Server", "InlineFunction", "PendingAnswer", "RequestHead"]
 
 
 class Http2Server(grpclib.server.Server):
@@ -50,7 +51,10 @@ class Http2Server(grpclib.server.Server):
         inline: Methods that are plain functions from bytes to bytes, by path. They are called where a request arrives
             and so must not block; they see the request's headers, and pass by codec and task. While somebody listens
             to grpclib's events, they are served as any other method.
-        on_error: Turns what an inline method has raised into a status.
+        at_once: For methods of ``handlers``, by path: plain functions that may answer a call by its first message, or
+            else leave it to the handler. They are called as inline methods are, and are not asked when those would not
+            be answered inline.
+        on_error: Turns what these functions have raised into a status.
         codec: Between messages and bytes, for ``handlers``; grpclib's default without one.
         status_details_codec: For details of errors.
         limits: The bounds of each connection.
@@ -63,6 +67,7 @@ class Http2Server(grpclib.server.Server):
         handlers: Collection[IServable],
         *,
         inline: Mapping[str, InlineFunction] | None = None,
+        at_once: Mapping[str, AtOnceFunction] | None = None,
         on_error: ErrorFunction = default_error,
         codec: CodecBase | None = None,
         status_details_codec: StatusDetailsCodecBase | None = None,
@@ -79,6 +84,7 @@ class Http2Server(grpclib.server.Server):
         self.inline_calls = InlineCalls(dict(inline or {}), on_error, self.serving)
         for path, function in self.inline_calls.functions.items():
             self._mapping[path] = as_handler(self.inline_calls, function)
+        self.at_once = dict(at_once or {})
         self.max_connections = max_connections
         self.protocols: set[ServerProtocol] = set()
         self.is_draining = False
@@ -197,14 +203,19 @@ class ServerProtocol(Http2Protocol):
     def accept(self, stream_id: int, block: HeaderBlock, headers: CheckedHeaders) -> Stream:
         head = block.memo
         server = self.server
+        calls = server.inline_calls
         if not isinstance(head, RequestHead):
             head = block.memo = RequestHead(headers, self._peer(), server.serving.content_subtype)
-        function = server.inline_calls.functions.get(head.path)
-        if function is None or head.refusal is not None or self._must_wait():
-            return ServerStream(self, stream_id, head, server.serving)
-        if block.whole_request is None:
-            block.whole_request = InlineMethod(server.inline_calls, self, head, function)
-        return InlineStream(self, stream_id, head, server.inline_calls, function)
+        if head.refusal is None and not self._must_wait():
+            if (function := calls.functions.get(head.path)) is not None:
+                if block.whole_request is None:
+                    block.whole_request = InlineMethod(calls, self, head, function)
+                return InlineStream(self, stream_id, head, calls, function)
+            if (at_once := server.at_once.get(head.path)) is not None:
+                if block.whole_request is None:
+                    block.whole_request = AtOnceMethod(calls, self, head, at_once)
+                return AtOnceStream(self, stream_id, head, calls, at_once)
+        return ServerStream(self, stream_id, head, server.serving)
 
     def _must_wait(self) -> bool:
         """Whether an inline method cannot be answered where it arrives."""
@@ -212,7 +223,7 @@ class ServerProtocol(Http2Protocol):
 
     @override
     def on_opened(self, stream: Stream) -> None:
-        if isinstance(stream, InlineStream) or not isinstance(stream, ServerStream):
+        if isinstance(stream, (InlineStream, AtOnceStream)) or not isinstance(stream, ServerStream):
             return
         head = stream.head
         if head.refusal is not None:

@@ -53,7 +53,7 @@ class Serving:
 
     Attributes:
         response_block: The header block of nearly all responses.
-        running: The calls that run, with their tasks.
+        running: The calls that run, each with its task, or with the future that its answer waits for.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Serving:
             (b"content-type", f"{GRPC_CONTENT_TYPE}+{self.content_subtype}".encode()),
         )
         self.response_block = literal_block(self.response_fields)
-        self.running: dict[ServerStream, asyncio.Task[None]] = {}
+        self.running: dict[ServerStream, asyncio.Future[Any]] = {}
 
     @property
     def has_listeners(self) -> bool:
@@ -305,7 +305,7 @@ async def _outcome(serving: Serving, stream: ServerStream, call: ServerCall, han
             error = GRPCError(Status.UNKNOWN, UNKNOWN_ERROR)
     # A handler may make something else of its cancellation; what the client is told stays what it was.
     if stream.ended_by is EndedBy.DEADLINE or (stream.ended_by is not None and error is None):
-        return _ending(stream.ended_by)
+        return status_of_ending(stream.ended_by)
     return error
 
 
@@ -327,7 +327,8 @@ async def _handle(serving: Serving, call: ServerCall, handler: Handler, head: Re
     await method(call)
 
 
-def _ending(ended_by: EndedBy | None) -> GRPCError:
+def status_of_ending(ended_by: EndedBy | None) -> GRPCError:
+    """Return what a client is told whose call was ended before it was answered."""
     if ended_by is EndedBy.DEADLINE:
         return GRPCError(Status.DEADLINE_EXCEEDED)
     return GRPCError(Status.UNAVAILABLE, "the server is stopping")

@@ -5,23 +5,34 @@ Spec: google/bytestream/bytestream.proto; REAPI, ContentAddressableStorage, on r
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
 from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_runner import run_upload
+from lathe_cas.upload_session import UploadSession
 from lathe_shared import cas_wire
-from lathe_shared.errors import InvalidArgumentError
+from lathe_shared.errors import InvalidArgumentError, LatheError
 from lathe_shared.resource_name import IDENTITY, ReadResource, WriteResource, parse_read, parse_write
-from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, client_streaming, server_streaming, unary
+from lathe_shared.service_boundary import (
+    EndedBy,
+    PendingAnswer,
+    Rpc,
+    RpcContext,
+    Servicer,
+    client_streaming,
+    server_streaming,
+    unary,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
 
     from lathe_cas.blob_store import BlobStore
     from lathe_cas.cas_metrics import CasCounters
-    from lathe_shared.digest import DigestFunction
+    from lathe_shared.digest import Digest, DigestFunction
     from lathe_shared.instance_name import InstanceNames
 
 ResourceT = TypeVar("ResourceT", ReadResource, WriteResource)
@@ -54,27 +65,60 @@ class ByteStreamServicer(Servicer):
     @override
     def rpcs(self) -> Mapping[str, Rpc]:
         return {
-            "Read": server_streaming(self._read),
-            "Write": client_streaming(self._write),
+            "Read": server_streaming(self._read, at_once=self._read_at_once),
+            "Write": client_streaming(self._write, at_once=self._write_at_once),
             "QueryWriteStatus": unary(self._query_write_status),
         }
 
+    def _read_at_once(self, data: bytes, _context: RpcContext) -> bytes | None:
+        """Answer the read of a small blob, which is one response."""
+        digest, offset, limit = self._wanted(data)
+        whole = self._store.read_at_once(digest, offset, limit)
+        if not whole:
+            return None  # no response at all, or a large blob
+        self._counters.sent_bytes += len(whole)
+        return cas_wire.read_response_prefix(len(whole)) + whole
+
     async def _read(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
+        digest, offset, limit = self._wanted(data)
+        async for piece in self._store.read(digest, offset, limit):
+            self._counters.sent_bytes += len(piece)
+            yield cas_wire.read_response_prefix(len(piece)) + piece
+
+    def _wanted(self, data: bytes) -> tuple[Digest, int, int]:
+        """Return which blob a read is for, from which byte, and how many of them."""
         request = cas_wire.read_read_request(data)
         resource = self._served(parse_read(request.resource_name, self._functions))
         if request.read_offset < 0:
             raise InvalidArgumentError("read_offset", f"{request.read_offset} is negative")
         if request.read_limit < 0:
             raise InvalidArgumentError("read_limit", f"{request.read_limit} is negative")
-        whole = self._store.read_at_once(resource.digest, request.read_offset, request.read_limit)
-        if whole is not None:
-            if whole:
-                self._counters.sent_bytes += len(whole)
-                yield cas_wire.read_response_prefix(len(whole)) + whole
-            return
-        async for piece in self._store.read(resource.digest, request.read_offset, request.read_limit):
-            self._counters.sent_bytes += len(piece)
-            yield cas_wire.read_response_prefix(len(piece)) + piece
+        return resource.digest, request.read_offset, request.read_limit
+
+    def _write_at_once(self, data: bytes, _context: RpcContext) -> PendingAnswer | None:
+        """Store a small blob that came as a whole."""
+        session = UploadSession(self._parse_write)
+        try:
+            session.receive(cas_wire.read_write_request(data))
+            whole = session.whole
+            if whole is None:
+                return None
+            resource = session.resource
+            name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+            stored = self._store.put_at_once(name, whole)
+            if stored is None:
+                return None
+        except LatheError:
+            self._count_received(len(data))
+            raise
+        self._count_received(len(data))
+        response = cas_wire.write_response(resource.digest.size_bytes)
+
+        def answer(outcome: asyncio.Future[None], _ended_by: EndedBy | None) -> bytes:
+            outcome.result()
+            return response
+
+        return PendingAnswer(stored, answer)
 
     async def _write(self, messages: AsyncIterator[bytes], _context: RpcContext) -> bytes:
         committed_bytes = await run_upload(messages, self._store, self._parse_write, self._count_received)

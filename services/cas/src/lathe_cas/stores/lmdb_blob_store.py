@@ -266,6 +266,16 @@ class LmdbBlobStore(BlobStore):
             await self._storage.writer.submit(PutUpload(name, blob))
 
     @override
+    def put_at_once(self, name: UploadName, data: memoryview) -> asyncio.Future[None] | None:
+        writer = self._storage.writer
+        if len(data) > INLINE_BYTES or not writer.has_room:
+            return None
+        blob = _prepare(name.digest, data)
+        if isinstance(blob, LatheError):
+            raise blob
+        return None if blob is None else writer.submit_nowait(PutUpload(name, blob))
+
+    @override
     def upload_status(self, name: UploadName) -> UploadStatus:
         digest = name.digest
         if not self.find_missing([(digest, digest.key, digest.size_bytes)]):

@@ -68,9 +68,14 @@ class LmdbWriter:
         await self.wait_for_room()
         return await self.submit_nowait(operation)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether ``wait_for_room`` would not wait."""
+        return self._pending_bytes < MAX_PENDING_BYTES
+
     async def wait_for_room(self) -> None:
         """Wait until fewer than MAX_PENDING_BYTES wait for the writer."""
-        while self._pending_bytes >= MAX_PENDING_BYTES:
+        while not self.has_room:
             waiter = self._loop.create_future()
             self._waiting_for_room.append(waiter)
             await waiter
