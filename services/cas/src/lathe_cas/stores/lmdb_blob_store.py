@@ -331,9 +331,11 @@ def _is_quick(sizes_bytes: Sequence[int]) -> bool:
 
 def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
     """Verify a blob and cut it; None for the empty blob, which needs no storing."""
-    got = Digest.of(data, digest.function)
-    if got != digest:
-        return DigestMismatchError(digest, str(got))
+    hasher = digest.function.new_hasher()
+    hasher.update(data)
+    got = hasher.hexdigest()
+    if got != digest.hash or len(data) != digest.size_bytes:
+        return DigestMismatchError(digest, f"{got}/{len(data)}")
     if not digest.size_bytes:
         return None
     key = digest.key

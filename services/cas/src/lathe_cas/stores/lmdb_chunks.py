@@ -81,6 +81,29 @@ def cut(data: bytes | bytearray | memoryview, seed: int, first_number: int = 0) 
     ]
 
 
+def cut_pieces(pieces: Sequence[memoryview], seed: int, first_number: int = 0) -> list[Chunk]:
+    """Cut bytes that are in pieces as ``cut`` would cut all of them together, copying only what spans two pieces."""
+    chunks: list[Chunk] = []
+    begun: list[memoryview] = []
+    begun_bytes = 0
+    for piece in pieces:
+        position = 0
+        if begun:
+            position = min(CHUNK_BYTES - begun_bytes, len(piece))
+            begun.append(piece[:position])
+            begun_bytes += position
+            if begun_bytes < CHUNK_BYTES:
+                continue
+            chunks += cut(b"".join(begun), seed, first_number + len(chunks))
+            begun = []
+        end = len(piece) - (len(piece) - position) % CHUNK_BYTES
+        chunks += cut(piece[position:end], seed, first_number + len(chunks))
+        begun_bytes = len(piece) - end
+        if begun_bytes:
+            begun = [piece[end:]]
+    return chunks + cut(b"".join(begun), seed, first_number + len(chunks))
+
+
 def put_chunks(
     txn: lmdb.Transaction[bytes],
     database: Database,
