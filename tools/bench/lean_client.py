@@ -1,7 +1,7 @@
 """A client for uploads: our own HTTP/2 connection, with neither a task nor a call object for each call.
 
 h2load can only send the same bytes again, and a store is to get blobs that it has not. This client makes all blobs
-before it starts its clock. It takes less time for a call than any server that we know, so it is not the limit.
+before it starts its clock. What it takes of a run is in docs/benchmarks.md.
 
 Run as a process of its own: ``python -m tools.bench.lean_client FLAGS``; it writes a Timing.
 """
