@@ -14,6 +14,7 @@ A second signal ends the process at once; whatever a service stores must survive
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -335,6 +336,10 @@ async def _run(settings: ServiceSettings, build: BuildFunction) -> int:
 async def _build_and_start(runtime: ServiceRuntime, build: BuildFunction) -> None:
     await build(runtime)
     await runtime.start()
+    # What is there now stays to the end: classes, settings, generated messages, some 75,000 objects. A full collection
+    # need not look through them again and again, which took 30 ms and more in the middle of requests.
+    gc.collect()
+    gc.freeze()
 
 
 def _handle_signals(runtime: ServiceRuntime, starting: asyncio.Task[None]) -> None:

@@ -105,6 +105,10 @@ class ShardedBlobStore(BlobStore):
         await self._shard(name.digest).put_upload(name, data)
 
     @override
+    def put_at_once(self, name: UploadName, data: memoryview) -> asyncio.Future[None] | None:
+        return self._shard(name.digest).put_at_once(name, data)
+
+    @override
     async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
         if expected_hash is not None:
             return await self._shard(Digest(expected_hash, 0, function)).open_unnamed_upload(function, expected_hash)
