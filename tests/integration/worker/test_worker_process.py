@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.integration.worker.fake_scheduler import FakeScheduler
 from tests.integration.worker.processes import processes_with
+from tests.support.probe import processes_with as processes_by_argument
 from tests.support.required import require_programs
 from tests.support.waiting import eventually
 
@@ -200,15 +201,24 @@ async def test_a_worker_registers_runs_an_action_and_leaves_when_asked(surroundi
     assert code == 0
 
 
+async def end_sleep(mark: int) -> None:
+    """End the `sleep` with this argument, for which an action waits, however long it has taken to begin."""
+    await asyncio.to_thread(eventually, lambda: processes_by_argument(str(mark)) != [], "the action waits")
+    for pid in processes_by_argument(str(mark)):
+        os.kill(pid, signal.SIGKILL)
+
+
 async def test_a_terminated_worker_finishes_what_it_runs(surroundings: Surroundings) -> None:
     scheduler = surroundings.scheduler
-    digest, stored = surroundings.put("sh", "-c", "sleep 1; echo ended")
+    mark = os.getpid() * 10**6 + 4712
+    digest, stored = surroundings.put("sh", "-c", f"sleep {mark}; echo ended")
     async with surroundings.worker("--drain-seconds=20") as worker:
         await scheduler.hear("register")
         scheduler.start("l1", digest, stored)
         await scheduler.hear("action_started")
         worker.process.send_signal(signal.SIGTERM)
         await scheduler.hear("draining")
+        await end_sleep(mark)
         finished = await scheduler.hear("action_finished")
         async with asyncio.timeout(WAIT_SECONDS):
             await worker.process.communicate()
@@ -219,7 +229,8 @@ async def test_a_terminated_worker_finishes_what_it_runs(surroundings: Surroundi
 
 async def test_an_action_outlives_its_connection_and_is_reported_on_the_next(surroundings: Surroundings) -> None:
     scheduler = surroundings.scheduler
-    digest, stored = surroundings.put("sh", "-c", "sleep 0.5; echo ended")
+    mark = os.getpid() * 10**6 + 4713
+    digest, stored = surroundings.put("sh", "-c", f"sleep {mark}; echo ended")
     async with surroundings.worker() as worker:
         first = await scheduler.hear("register")
         scheduler.start("l1", digest, stored)
@@ -229,6 +240,7 @@ async def test_an_action_outlives_its_connection_and_is_reported_on_the_next(sur
         assert second.worker_id == first.worker_id
         assert [held.lease_id for held in second.held] == ["l1"]
         assert (await scheduler.hear("action_started")).lease_id == "l1"
+        await end_sleep(mark)
         finished = await scheduler.hear("action_finished")
         assert await worker.stop() == 0
 
