@@ -19,8 +19,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction, select_function
-from lathe_shared.errors import InvalidArgumentError, UnimplementedError
+from lathe_shared.errors import InvalidArgumentError
 from lathe_shared.instance_name import check_well_formed
 
 if TYPE_CHECKING:
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 FIELD = "resource_name"
 MAX_LENGTH = 4096
 """Longest accepted resource name in characters: the longest instance name and room for the rest."""
-
-IDENTITY = "identity"
-COMPRESSORS = frozenset({"zstd", "deflate", "brotli"})
-"""Compressors that REAPI names for resource names; the service decides which of them it serves."""
 
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}", re.ASCII)
 # What nearly all clients write: SHA-256 without its segment, nothing after the size, and a size that surely fits. The
@@ -43,6 +40,7 @@ _PLAIN_WRITE = re.compile(rf"(?:(.+)/)?uploads/([^/]+)/{_PLAIN_BLOB}", re.ASCII 
 _FUNCTION_SEGMENTS = frozenset(
     {"sha256", "sha1", "md5", "vso", "sha384", "sha512", "murmur3", "sha256tree", "blake3", "gitsha1"}
 )
+_COMPRESSORS = {compressor.segment: compressor for compressor in Compressor if compressor is not Compressor.IDENTITY}
 _SERVED_SEGMENTS = {function.segment: function for function in DigestFunction}
 
 
@@ -53,12 +51,12 @@ class ReadResource:
     Attributes:
         instance_name: May be empty.
         digest: The blob, always by its uncompressed bytes.
-        compressor: ``identity``, or the form that the bytes travel in.
+        compressor: The form that the bytes travel in.
     """
 
     instance_name: str
     digest: Digest
-    compressor: str = IDENTITY
+    compressor: Compressor = Compressor.IDENTITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +67,13 @@ class WriteResource:
         instance_name: May be empty.
         upload_id: The client's choice, by which an interrupted upload is found again.
         digest: The blob, always by its uncompressed bytes.
-        compressor: ``identity``, or the form that the bytes travel in.
+        compressor: The form that the bytes travel in.
     """
 
     instance_name: str
     upload_id: str
     digest: Digest
-    compressor: str = IDENTITY
+    compressor: Compressor = Compressor.IDENTITY
 
 
 def parse_read(name: str, offered: Collection[DigestFunction] = tuple(DigestFunction)) -> ReadResource:
@@ -87,19 +85,18 @@ def parse_read(name: str, offered: Collection[DigestFunction] = tuple(DigestFunc
 
     Raises:
         InvalidArgumentError: The name has none of the forms, or a part of it is malformed.
-        UnimplementedError: It names a compressor that no specification knows.
     """
     if DigestFunction.SHA256 in offered and len(name) <= MAX_LENGTH and (plain := _PLAIN_READ.fullmatch(name)):
         instance_name, hash_, size = plain.groups("")
         check_well_formed(instance_name)
         return ReadResource(instance_name, Digest(hash_, int(size)))
     segments = _segments(name)
-    first_error: InvalidArgumentError | UnimplementedError | None = None
+    first_error: InvalidArgumentError | None = None
     for index in _blob_words(segments):
         try:
             digest, compressor = _blob(name, segments[index:], offered)
             return ReadResource(_instance_name(segments[:index]), digest, compressor)
-        except (InvalidArgumentError, UnimplementedError) as error:
+        except InvalidArgumentError as error:
             first_error = first_error or error
     raise first_error or InvalidArgumentError(FIELD, f"{_shorten(name)} is not [instance/]blobs/[function/]hash/size")
 
@@ -113,14 +110,13 @@ def parse_write(name: str, offered: Collection[DigestFunction] = tuple(DigestFun
 
     Raises:
         InvalidArgumentError: The name has none of the forms, or a part of it is malformed.
-        UnimplementedError: It names a compressor that no specification knows.
     """
     if DigestFunction.SHA256 in offered and len(name) <= MAX_LENGTH and (plain := _PLAIN_WRITE.fullmatch(name)):
         instance_name, upload_id, hash_, size = plain.groups("")
         check_well_formed(instance_name)
         return WriteResource(instance_name, upload_id, Digest(hash_, int(size)))
     segments = _segments(name)
-    first_error: InvalidArgumentError | UnimplementedError | None = None
+    first_error: InvalidArgumentError | None = None
     for index in _blob_words(segments):
         if index < 2 or segments[index - 2] != "uploads":
             continue
@@ -130,26 +126,28 @@ def parse_write(name: str, offered: Collection[DigestFunction] = tuple(DigestFun
             if not upload_id:
                 raise InvalidArgumentError(FIELD, f"{_shorten(name)} has an empty upload id")
             return WriteResource(_instance_name(segments[: index - 2]), upload_id, digest, compressor)
-        except (InvalidArgumentError, UnimplementedError) as error:
+        except InvalidArgumentError as error:
             first_error = first_error or error
     raise first_error or InvalidArgumentError(
         FIELD, f"{_shorten(name)} is not [instance/]uploads/id/blobs/[function/]hash/size"
     )
 
 
-def format_read(digest: Digest, instance_name: str = "", compressor: str = IDENTITY) -> str:
+def format_read(digest: Digest, instance_name: str = "", compressor: Compressor = Compressor.IDENTITY) -> str:
     """Write the resource name of a Read."""
     return _prefix(instance_name) + _format_blob(digest, compressor)
 
 
-def format_write(digest: Digest, upload_id: str, instance_name: str = "", compressor: str = IDENTITY) -> str:
+def format_write(
+    digest: Digest, upload_id: str, instance_name: str = "", compressor: Compressor = Compressor.IDENTITY
+) -> str:
     """Write the resource name of a Write.
 
     Args:
         digest: The blob to upload.
         upload_id: One path segment, unique for this upload; usually a UUID.
         instance_name: May be empty.
-        compressor: ``identity``, or the form that the bytes travel in.
+        compressor: The form that the bytes travel in.
     """
     return f"{_prefix(instance_name)}uploads/{upload_id}/{_format_blob(digest, compressor)}"
 
@@ -165,14 +163,16 @@ def _blob_words(segments: list[str]) -> list[int]:
     return [i for i in range(len(segments) - 1, -1, -1) if segments[i] in ("blobs", "compressed-blobs")]
 
 
-def _blob(name: str, segments: list[str], offered: Collection[DigestFunction]) -> tuple[Digest, str]:
+def _blob(name: str, segments: list[str], offered: Collection[DigestFunction]) -> tuple[Digest, Compressor]:
     """Parse ``blobs/…`` or ``compressed-blobs/…`` into a digest and a compressor."""
     rest = segments[1:]
-    compressor = IDENTITY
+    compressor = Compressor.IDENTITY
     if segments[0] == "compressed-blobs" and rest:
-        compressor = rest.pop(0)
-        if compressor not in COMPRESSORS:
-            raise UnimplementedError(f"{FIELD}: {_shorten(name)} asks for the unknown compressor {compressor[:40]!r}")
+        segment = rest.pop(0)
+        if segment not in _COMPRESSORS:
+            known = ", ".join(_COMPRESSORS)
+            raise InvalidArgumentError(FIELD, f"{_shorten(name)}: compressor {segment[:40]!r} is not one of {known}")
+        compressor = _COMPRESSORS[segment]
     if len(rest) < 2 or (rest[0] in _FUNCTION_SEGMENTS and len(rest) < 3):
         raise InvalidArgumentError(FIELD, f"{_shorten(name)} ends before its hash and size")
     if rest[0] in _FUNCTION_SEGMENTS:
@@ -210,8 +210,8 @@ def _prefix(instance_name: str) -> str:
     return f"{instance_name}/" if instance_name else ""
 
 
-def _format_blob(digest: Digest, compressor: str) -> str:
-    word = "blobs" if compressor == IDENTITY else f"compressed-blobs/{compressor}"
+def _format_blob(digest: Digest, compressor: Compressor) -> str:
+    word = "blobs" if compressor is Compressor.IDENTITY else f"compressed-blobs/{compressor.segment}"
     function = "" if digest.function.is_told_by_length else f"{digest.function.segment}/"
     return f"{word}/{function}{digest}"
 

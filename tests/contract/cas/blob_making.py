@@ -9,7 +9,8 @@ from lathe_shared.digest import Digest
 
 
 def content(size_bytes: int, seed: int = 0) -> bytes:
-    return random.Random(f"{size_bytes} {seed}").randbytes(size_bytes)
+    """Bytes of which half is redundant, so that a store which compresses does so."""
+    return random.Random(f"{size_bytes} {seed}").randbytes(-(-size_bytes // 2)).hex().encode()[:size_bytes]
 
 
 def blob(size_bytes: int, seed: int = 0) -> tuple[Digest, bytes]:

@@ -45,13 +45,17 @@ async def lmdb(tmp_path: Path) -> AsyncIterator[LmdbStore]:
     await store.close()
 
 
-@pytest.fixture(params=["memory", "lmdb", "sharded"])
+@pytest.fixture(params=["memory", "lmdb", "lmdb, compressing", "sharded"])
 async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
     """Each implementation in turn; those on LMDB are recounted at the end of each test."""
     if request.param == "memory":
         yield Stores(None)
         return
-    store = LmdbStore(tmp_path / "store") if request.param == "lmdb" else ShardedStore(tmp_path / "store")
+    store = (
+        ShardedStore(tmp_path / "store")
+        if request.param == "sharded"
+        else LmdbStore(tmp_path / "store", compress_stored=request.param == "lmdb, compressing")
+    )
     await store.open()
     yield Stores(store)
     await store.recount()

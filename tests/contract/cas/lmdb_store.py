@@ -22,7 +22,7 @@ MAP_BYTES = 1 << 30
 class LmdbStore:
     """Both LMDB stores over one environment. Opened by ``open``, on the event loop that uses it."""
 
-    def __init__(self, path: Path, limit_bytes: int = 1 << 30) -> None:
+    def __init__(self, path: Path, limit_bytes: int = 1 << 30, *, compress_stored: bool = False) -> None:
         self.path = path
         self.now = 1_700_000_000.0
         self.options = LmdbOptions(
@@ -31,6 +31,7 @@ class LmdbStore:
             upload_max_age_seconds=UPLOAD_MAX_AGE_SECONDS,
             threads=2,
             map_size_bytes=MAP_BYTES,
+            compress_stored=compress_stored,
         )
         self.storage: LmdbStorage
         self.blobs: LmdbBlobStore
@@ -50,6 +51,10 @@ class LmdbStore:
         if limit_bytes is not None:
             self.options = dataclasses.replace(self.options, policy=EvictionPolicy(limit_bytes))
         await self.open()
+
+    def configure_compression(self, *, on: bool) -> None:
+        """Have what is written from the next opening on compressed, or not."""
+        self.options = dataclasses.replace(self.options, compress_stored=on)
 
     async def settle(self) -> None:
         """Wait until all that was begun is done: background work, touches, upkeep."""

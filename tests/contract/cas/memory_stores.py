@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
 from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
+from lathe_cas.compression.zstd_decoder import decode_whole
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import (
     AbortedError,
@@ -96,7 +97,7 @@ class MemoryBlobStore(BlobStore):
     def upload_status(self, name: UploadName) -> UploadStatus:
         if self.whole(name.digest) is not None:
             return UploadStatus(name.digest.size_bytes, True)
-        return UploadStatus(len(self.staged.get(name, b"")), False)
+        return UploadStatus(0 if name.compressor else len(self.staged.get(name, b"")), False)
 
     @override
     async def remove(self, digests: Sequence[Digest]) -> int:
@@ -134,20 +135,22 @@ class MemoryUpload(Upload):
     async def finish(self) -> None:
         self.check_hold()
         await self.abandon()
-        error = self.store.put(self.name.digest, bytes(self.data))
+        digest, data = self.name.digest, bytes(self.data)
+        error = self.store.put(digest, decode_whole(data, digest.size_bytes) if self.name.compressor else data)
         if error is not None:
             raise error
 
     @override
     async def suspend(self, pieces: Sequence[memoryview] = (), length: int = 0) -> int:
         self.suspend_soon(pieces, length)
-        return len(self.data)
+        return 0 if self.name.compressor else len(self.data)
 
     @override
     def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
         self.check_hold()
         self.data += b"".join(pieces)
-        self.store.staged[self.name] = bytes(self.data)
+        if not self.name.compressor:
+            self.store.staged[self.name] = bytes(self.data)
         del self.store.held[self.name]
 
     @override

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
 import lmdb
 import xxhash
+import zstandard
 
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_access_log import GROUP_KEY, decode_keys
@@ -67,11 +68,24 @@ class _Chunks:
         numbers = self.pieces.pop(storage_id, {})
         assert sorted(numbers) == list(range(count)), f"storage id {storage_id}: {sorted(numbers)}, not {count} chunks"
         pieces = [numbers[number][0] for number in range(count)]
-        assert all(len(piece) == records.CHUNK_BYTES for piece in pieces[:-1])
         seed = xxhash.xxh3_64_intdigest(owner)
         for number, piece in enumerate(pieces):
             assert xxhash.xxh3_64_digest(piece, (seed + number) % 2**64) == numbers[number][1]
         return pieces
+
+    def take_plain(self, storage_id: int, count: int, owner: bytes, compression: int = 0) -> list[bytes]:
+        """Return the chunks of a blob or an upload, which are all full but the last unless it is compressed."""
+        pieces = self.take(storage_id, count, owner + bytes((compression,)) if compression else owner)
+        assert compression or all(len(piece) == records.CHUNK_BYTES for piece in pieces[:-1])
+        return pieces
+
+
+def _decoded(stored: bytes, compression: int) -> bytes:
+    if not compression:
+        return stored
+    assert compression == 1
+    with zstandard.ZstdDecompressor().stream_reader(stored, read_across_frames=True) as reader:
+        return reader.read()
 
 
 def _disk_bytes(pieces: list[bytes]) -> int:
@@ -100,11 +114,13 @@ def recount(environment: LmdbEnvironment) -> Recount:
 
 def _count_blobs(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.blobs, records.BlobRecord):
-        pieces = chunks.take(record.storage_id, record.chunks, key)
-        data = b"".join(pieces)
+        pieces = chunks.take_plain(record.storage_id, record.chunks, key, record.compression)
+        data = _decoded(b"".join(pieces), record.compression)
         digest = Digest.of(data, DigestFunction(key[0]))
         assert digest.key == key
-        assert digest.size_bytes == record.size_bytes == record.stored_bytes
+        assert digest.size_bytes == record.size_bytes
+        assert record.stored_bytes == sum(map(len, pieces))
+        assert record.stored_bytes < record.size_bytes if record.compression else record.stored_bytes == len(data)
         assert record.disk_bytes == _disk_bytes(pieces) + records.INDEX_OVERHEAD_BYTES
         assert record.storage_id < count.totals.next_storage_id
         count.blobs[digest] = record.step
@@ -115,7 +131,7 @@ def _count_blobs(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Ch
 
 def _count_action_results(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.action_results, records.ActionResultRecord):
-        pieces = chunks.take(record.storage_id, record.chunks, record.identity(key))
+        pieces = chunks.take_plain(record.storage_id, record.chunks, record.identity(key))
         assert sum(map(len, pieces)) == record.payload_bytes
         assert record.disk_bytes == _disk_bytes(pieces) + records.INDEX_OVERHEAD_BYTES
         count.action_results[key] = record.step
@@ -125,8 +141,10 @@ def _count_action_results(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, ch
 
 def _count_uploads(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Chunks, count: Recount) -> None:
     for key, record in _entries(txn, env.uploads, records.UploadRecord):
-        pieces = chunks.take(record.storage_id, record.chunks, key[40:])
-        assert sum(map(len, pieces)) == record.committed_bytes
+        blob_key = key[40 : 41 + DigestFunction(key[40]).hash_length // 2]
+        pieces = chunks.take_plain(record.storage_id, record.chunks, blob_key, record.compression)
+        assert record.stored_bytes == sum(map(len, pieces))
+        assert record.compression or record.stored_bytes == record.committed_bytes
         assert record.disk_bytes == _disk_bytes(pieces)
         count.uploads[key] = record.committed_bytes
         count.totals.staged_bytes += record.disk_bytes + records.INDEX_OVERHEAD_BYTES

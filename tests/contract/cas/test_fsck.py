@@ -13,6 +13,7 @@ from pathlib import Path
 import lmdb as lmdb_library
 import pytest
 import xxhash
+import zstandard
 from tests.contract.cas.blob_making import content, feed, missing, put, read, upload_name
 from tests.contract.cas.lmdb_store import LmdbStore
 
@@ -21,6 +22,7 @@ from lathe_cas.fsck.command import main
 from lathe_cas.fsck.findings import Problem
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
 
 CHUNK = 65_520
@@ -191,7 +193,11 @@ DAMAGE: dict[str, tuple[Change, Problem]] = {
         change_first(
             "uploads",
             lambda value: (
-                value[:8] + struct.pack(">QQI", 3 * CHUNK, records.blob_disk_bytes(3 * CHUNK), 3) + value[28:]
+                value[:8]
+                + struct.pack(">QQI", 3 * CHUNK, records.blob_disk_bytes(3 * CHUNK), 3)
+                + value[28:44]
+                + struct.pack(">Q", 3 * CHUNK)
+                + value[52:]
             ),
         ),
         Problem.CHUNKS_WRONG,
@@ -252,6 +258,140 @@ async def test_bytes_that_never_matched_their_digest_are_found_by_hashing_alone(
     assert fsck(path, "--digests") == PROBLEMS
     assert fsck(path, "--digests", "--repair") == REPAIRED
     assert fsck(path, "--digests") == CLEAN
+
+
+# A store whose blobs are compressed
+
+SENT = content(5 * CHUNK, 3)
+SENT_DIGEST = Digest.of(SENT)
+SENT_STREAM = zstandard.compress(SENT)
+
+
+@pytest.fixture
+async def compressed_path(tmp_path: Path) -> Path:
+    """A store of everything that compresses, with blobs and an upload that clients compressed, closed."""
+    store = LmdbStore(tmp_path / "store", compress_stored=True)
+    await store.open()
+    await fill(store)
+    assert await store.blobs.put_many_zstd([(SENT_DIGEST, memoryview(SENT_STREAM))]) == [None]
+    name = upload_name(Digest.of(content(99 * CHUNK)))._replace(compressor=Compressor.ZSTD)
+    upload = await store.blobs.open_upload(name)
+    await feed(upload, zstandard.compress(content(99 * CHUNK))[: 20 * CHUNK])
+    await store.settle()
+    await store.close()
+    with_compression = [record for record in uploads_of(store.path) if record.compression]
+    assert len(with_compression) == 2, "one that the store compresses, one that the client does"
+    return store.path
+
+
+def uploads_of(path: Path) -> list[records.UploadRecord]:
+    environment = LmdbEnvironment(path, 1 << 30)
+    with environment.read() as txn:
+        found = [records.UploadRecord.unpack(value) for _, value in txn.cursor(environment.uploads)]
+    environment.close()
+    return found
+
+
+def change_sent(**more: int) -> Change:
+    """Add to the fields of the record of a blob that is stored compressed."""
+
+    def change(environment: LmdbEnvironment, txn: lmdb_library.Transaction[bytes]) -> None:
+        record = records.BlobRecord.unpack(txn.get(SENT_DIGEST.key, b"", environment.blobs))
+        assert record.compression
+        fields = {name: getattr(record, name) + number for name, number in more.items()}
+        txn.put(SENT_DIGEST.key, record._replace(**fields).pack(), db=environment.blobs)
+
+    return change
+
+
+def change_uploads(**more: int) -> Change:
+    def change(environment: LmdbEnvironment, txn: lmdb_library.Transaction[bytes]) -> None:
+        for key, value in list(txn.cursor(environment.uploads)):
+            record = records.UploadRecord.unpack(value)
+            fields = {name: getattr(record, name) + number for name, number in more.items()}
+            txn.put(key, record._replace(**fields).pack(), db=environment.uploads)
+
+    return change
+
+
+SECOND = SENT_STREAM[CHUNK : 2 * CHUNK]
+COMPRESSED_DAMAGE: dict[str, tuple[Change, Problem]] = {
+    "flipped chunk": (change_chunk(SECOND, same, bytes((SECOND[0] ^ 1,)) + SECOND[1:]), Problem.CHUNK_DAMAGED),
+    "lost chunk": (change_chunk(SECOND, same, None), Problem.CHUNKS_WRONG),
+    "blob that counts for less": (change_sent(disk_bytes=-4096), Problem.CHUNKS_WRONG),
+    "blob that counts for nothing": (change_sent(disk_bytes=-(10**5)), Problem.CHUNKS_WRONG),
+    "blob with more stored": (change_sent(stored_bytes=1), Problem.CHUNKS_WRONG),
+    "blob with another chunk": (change_sent(chunks=1), Problem.CHUNKS_WRONG),
+    "blob with too few chunks": (change_sent(chunks=-1), Problem.RECORD),
+    "blob that says that it is plain": (change_sent(compression=-1), Problem.RECORD),
+    "blob of a future compression": (change_sent(compression=1), Problem.RECORD),
+    "uploads that say that they are plain": (change_uploads(compression=-1), Problem.RECORD),
+    "uploads with more stored": (change_uploads(stored_bytes=1, committed_bytes=1), Problem.CHUNKS_WRONG),
+    "uploads that count for more": (change_uploads(disk_bytes=4096), Problem.CHUNKS_WRONG),
+}
+
+
+def test_a_compressed_store_is_clean(compressed_path: Path) -> None:
+    before = (compressed_path / "data.mdb").read_bytes()
+    assert fsck(compressed_path) == CLEAN
+    assert fsck(compressed_path, "--digests") == CLEAN
+    assert fsck(compressed_path, "--repair") == CLEAN
+    assert (compressed_path / "data.mdb").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", COMPRESSED_DAMAGE)
+async def test_damage_to_a_compressed_store_is_found_and_repaired(
+    compressed_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    change, problem = COMPRESSED_DAMAGE[name]
+    environment = LmdbEnvironment(compressed_path, 1 << 30)
+    with environment.env.begin(write=True) as txn:
+        change(environment, txn)
+    environment.close()
+    assert fsck(compressed_path) == PROBLEMS
+    assert problem.value in capsys.readouterr().out
+    assert fsck(compressed_path, "--repair") == REPAIRED
+    assert fsck(compressed_path, "--digests") == CLEAN
+    store = LmdbStore(compressed_path)
+    await store.open()
+    await store.recount()
+    assert missing(store.blobs, *DIGESTS) == [], "what was not damaged is still there"
+    await put(store.blobs, SENT)
+    assert await read(store.blobs, SENT_DIGEST) == SENT
+    await store.close()
+
+
+OTHER = zstandard.compress(content(5 * CHUNK, 4))
+
+
+@pytest.mark.parametrize("stream", [OTHER, OTHER[:-1], OTHER + b"x", b"x" * 1000, zstandard.compress(SENT[:-1])])
+def test_a_stream_that_never_decoded_to_its_blob_is_found_by_decoding_alone(
+    compressed_path: Path, stream: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = LmdbEnvironment(compressed_path, 1 << 30)
+    key = SENT_DIGEST.key
+    seed = xxhash.xxh3_64_intdigest(key + b"\1")
+    with environment.env.begin(write=True) as txn:
+        old = records.BlobRecord.unpack(txn.get(key, b"", environment.blobs))
+        for chunk_key, _ in list(txn.cursor(environment.chunks)):
+            if records.CHUNK_KEY.unpack(chunk_key)[0] == old.storage_id:
+                txn.delete(chunk_key, db=environment.chunks)
+        pieces = [stream[start : start + CHUNK] for start in range(0, len(stream), CHUNK)]
+        for number, piece in enumerate(pieces):
+            checksum = xxhash.xxh3_64_digest(piece, (seed + number) % 2**64)
+            txn.put(records.CHUNK_KEY.pack(old.storage_id, number, checksum), piece, db=environment.chunks)
+        disk_bytes = sum(records.chunk_disk_bytes(len(piece)) for piece in pieces) + records.INDEX_OVERHEAD_BYTES
+        new = old._replace(stored_bytes=len(stream), disk_bytes=disk_bytes, chunks=len(pieces))
+        txn.put(key, new.pack(), db=environment.blobs)
+        totals = environment.totals_in(txn)
+        totals.stored_bytes += new.disk_bytes - old.disk_bytes
+        environment.put_totals(txn, totals)
+    environment.close()
+    assert fsck(compressed_path) == CLEAN
+    assert fsck(compressed_path, "--digests") == PROBLEMS
+    assert Problem.DIGEST.value in capsys.readouterr().out
+    assert fsck(compressed_path, "--digests", "--repair") == REPAIRED
+    assert fsck(compressed_path, "--digests") == CLEAN
 
 
 async def test_an_action_result_whose_blob_is_gone_is_counted_and_in_order(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import lmdb as lmdb_library
 import pytest
+import zstandard
 from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
 from tests.contract.cas.lmdb_store import MAP_BYTES, LmdbStore
 
@@ -165,6 +166,78 @@ async def test_a_store_of_another_format_is_refused(
         await store.open()
         assert await read(store.blobs, digest) == b"of another time"
         await store.close()
+
+
+COMPRESSED_PLACES = [(300, 0), (200_000, 0), (200_000, 1), (40 * CHUNK, 17)]
+
+
+@pytest.mark.parametrize(("size_bytes", "number"), COMPRESSED_PLACES)
+@pytest.mark.parametrize("how", ["flip", "lose"])
+@pytest.mark.parametrize("reader", ["read", "read_many", "read_zstd", "read_many_as_stored"])
+async def test_a_damaged_compressed_blob_is_never_served_and_heals(
+    lmdb: LmdbStore, size_bytes: int, number: int, how: str, reader: str
+) -> None:
+    digest, data = blob(size_bytes)
+    stream = zstandard.compress(data)
+    await lmdb.blobs.put_many_zstd([(digest, memoryview(stream))])
+    piece = stream[number * CHUNK : (number + 1) * CHUNK]
+    if how == "flip":
+        flip(lmdb, piece, 20)
+    else:
+        lose(lmdb, piece)
+    if reader == "read_many":
+        assert await lmdb.blobs.read_many([digest]) == [None]
+    elif reader == "read_many_as_stored":
+        assert await lmdb.blobs.read_many_as_stored([digest]) == [None]
+    else:
+        read_one = lmdb.blobs.read if reader == "read" else lmdb.blobs.read_zstd
+        with pytest.raises(BlobNotFoundError):
+            _ = [part async for part in read_one(digest)]
+    await lmdb.settle()
+    assert missing(lmdb.blobs, digest) == [digest]
+    assert lmdb.blobs.status().counters["damaged_blobs"] == 1
+    await put(lmdb.blobs, data)
+    assert await read(lmdb.blobs, digest) == data
+
+
+@pytest.mark.parametrize("size_bytes", [600, 200_000])
+@pytest.mark.parametrize("sent_as_zstd", [False, True])
+async def test_a_record_that_is_wrong_about_compression_has_no_stream_taken_for_the_blob(
+    lmdb: LmdbStore, size_bytes: int, sent_as_zstd: bool
+) -> None:
+    digest, data = blob(size_bytes)
+    if sent_as_zstd:
+        await lmdb.blobs.put_many_zstd([(digest, memoryview(zstandard.compress(data)))])
+    else:
+        await put(lmdb.blobs, data)
+    environment = lmdb.storage.environment
+    with environment.env.begin(write=True, db=environment.blobs) as txn:
+        record = records.BlobRecord.unpack(txn.get(digest.key, b""))
+        assert record.compression == sent_as_zstd
+        txn.put(digest.key, record._replace(compression=1 - record.compression).pack())
+    with pytest.raises(BlobNotFoundError):
+        await read(lmdb.blobs, digest)
+    await lmdb.settle()
+    assert missing(lmdb.blobs, digest) == [digest]
+
+
+async def test_a_damaged_upload_that_was_staged_compressed_begins_again(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, compress_stored=True)
+    await store.open()
+    digest, data = blob(20 * CHUNK)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    await feed(upload, data[: 18 * CHUNK])
+    await upload.suspend()
+    with store.storage.environment.read() as txn:
+        piece = [bytes(value) for _, value in txn.cursor(store.storage.environment.chunks)][2]
+    flip(store, piece, 9)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    assert upload.committed_bytes == 0
+    await feed(upload, data)
+    await upload.finish()
+    assert await read(store.blobs, digest) == data
+    await store.recount()
+    await store.close()
 
 
 async def test_a_store_without_totals_is_refused(tmp_path: Path) -> None:

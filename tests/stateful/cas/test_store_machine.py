@@ -29,7 +29,10 @@ from lathe_cas.stores import (
     lmdb_blob_store,
     lmdb_chunks,
     lmdb_committer,
+    lmdb_compressed_reads,
+    lmdb_compressing_upload,
     lmdb_records,
+    lmdb_stored_form,
     lmdb_upload,
 )
 from lathe_shared.digest import Digest
@@ -62,6 +65,8 @@ def disk_bytes(size_bytes: int) -> int:
 class StoreMachine(RuleBasedStateMachine):
     """Clients that do anything at any time, with a clock that jumps and a process that is restarted."""
 
+    compress_stored = False
+
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
@@ -71,6 +76,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch.setattr(lmdb_upload, "INLINE_HASH_BYTES", CHUNK_BYTES)
         self.patch.setattr(lmdb_blob_store, "INLINE_BYTES", 4 * CHUNK_BYTES)
         self.patch.setattr(lmdb_blob_store, "SEGMENT_CHUNKS", 2)
+        self.patch.setattr(lmdb_stored_form, "MIN_COMPRESSED_BYTES", CHUNK_BYTES)
+        self.patch.setattr(lmdb_compressed_reads, "_SEGMENT_CHUNKS", 2)
+        self.patch.setattr(lmdb_compressing_upload, "_GROUP_CHUNKS", 2)
         self.patch.setattr(lmdb_batch, "FREE_AT_ONCE_CHUNKS", 2)
         self.patch.setattr(lmdb_committer, "MAX_FREED_CHUNKS", 3)
         self.patch.setattr(lmdb_committer, "MAX_UPLOADS_CHECKED", 2)
@@ -78,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch.setattr(lmdb_access_log, "MAX_GROUP_ENTRIES", 3)
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
-        self.store = LmdbStore(Path(self.folder.name) / "store", LIMIT_BYTES)
+        self.store = LmdbStore(Path(self.folder.name) / "store", LIMIT_BYTES, compress_stored=self.compress_stored)
         self.model = Model()
         self.evicted_before = 0
         self.latest = self.store.now
@@ -442,5 +450,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.patch.undo()
 
 
+class CompressingStoreMachine(StoreMachine):
+    """The same with a store that compresses what is worth it."""
+
+    compress_stored = True
+
+
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=40)
+TestCompressingStoreMachine = CompressingStoreMachine.TestCase
+TestCompressingStoreMachine.settings = settings(max_examples=40, stateful_step_count=40)

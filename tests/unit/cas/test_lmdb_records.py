@@ -32,7 +32,7 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "blob": Shape(records.BlobRecord, (u64, u32, u64, u64, u64, u32, u8, u8), 42),
-    "upload": Shape(records.UploadRecord, (u64, u64, u64, u32, u64, u64), 44),
+    "upload": Shape(records.UploadRecord, (u64, u64, u64, u32, u64, u64, u64, u8), 53),
     "action_result": Shape(records.ActionResultRecord, (u32, u64, u64, u64, u32, u32, u8), 37),
     "garbage": Shape(records.GarbageRecord, (u32, u64), 12),
     "totals": Shape(records.Totals, (u64,) * 10, 80),

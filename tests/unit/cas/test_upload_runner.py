@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+import zstandard
 from tests.contract.cas.memory_stores import MemoryBlobStore, MemoryUpload
 from typing_extensions import override
 
 from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_runner import run_upload
 from lathe_shared.cas_wire import write_request
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError, InvalidArgumentError, ResourceExhaustedError
 from lathe_shared.resource_name import format_write, parse_write
@@ -272,3 +274,41 @@ async def test_tiny_messages_reach_the_store_joined() -> None:
     assert await run(store, sent) == 2000
     assert store.whole(Digest.of(data)) == data
     assert appended == [1] * 8
+
+
+ZSTD_RESOURCE = format_write(DIGEST, "upload", "main", Compressor.ZSTD)
+
+
+def zstd_messages(stream: bytes) -> list[bytes]:
+    return [
+        write_request(ZSTD_RESOURCE if not at else "", at, at + 100 >= len(stream), stream[at : at + 100])
+        for at in range(0, len(stream), 100)
+    ]
+
+
+async def test_a_compressed_upload_commits_what_was_sent() -> None:
+    store = MemoryBlobStore()
+    stream = zstandard.compress(DATA)
+    assert await run(store, zstd_messages(stream)) == len(stream)
+    assert await store.read_many([DIGEST]) == [DATA]
+
+
+@pytest.mark.parametrize("in_one_message", [False, True])
+async def test_a_compressed_upload_of_a_blob_that_is_there_says_so(in_one_message: bool) -> None:
+    store = MemoryBlobStore()
+    assert store.put(DIGEST, DATA) is None
+    stream = zstandard.compress(DATA)
+    one = [write_request(ZSTD_RESOURCE, 0, True, stream)]
+    assert await run(store, one if in_one_message else zstd_messages(stream)) == -1
+
+
+@pytest.mark.parametrize("in_one_message", [False, True])
+async def test_a_compressed_upload_that_cannot_be_decoded_leaves_nothing(in_one_message: bool) -> None:
+    store = MemoryBlobStore()
+    stream = zstandard.compress(DATA)[:-1]
+    one = [write_request(ZSTD_RESOURCE, 0, True, stream)]
+    with pytest.raises(InvalidArgumentError, match="middle of a frame"):
+        await run(store, one if in_one_message else zstd_messages(stream))
+    assert await store.read_many([DIGEST]) == [None]
+    assert not store.staged
+    assert not store.held

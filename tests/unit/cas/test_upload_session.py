@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lathe_cas.upload_session import MAX_PENDING_BYTES, MAX_PENDING_PIECES, UploadSession, UploadState
+from lathe_cas.upload_session import (
+    MAX_PENDING_BYTES,
+    MAX_PENDING_PIECES,
+    UploadSession,
+    UploadState,
+    max_compressed_bytes,
+)
 from lathe_shared.cas_wire import WriteRequest
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest
 from lathe_shared.errors import InvalidArgumentError
 from lathe_shared.resource_name import format_write, parse_write
@@ -54,6 +61,51 @@ def test_a_blob_in_several_messages() -> None:
     assert session.is_finished()
     assert taken(session) == DATA
     assert taken(session) == b""
+
+
+ZSTD_NAME = format_write(Digest.of(DATA), "upload", "main", Compressor.ZSTD)
+
+
+def compressed(committed_bytes: int = 0, offset: int = 0, data: bytes = b"", *, finish: bool = False) -> UploadSession:
+    session = UploadSession(parse_write)
+    session.receive(message(offset, data, finish=finish, name=ZSTD_NAME))
+    session.opened(committed_bytes)
+    return session
+
+
+@pytest.mark.parametrize("stream", [b"", b"a few", DATA, DATA * 3])
+def test_a_compressed_upload_may_have_any_length(stream: bytes) -> None:
+    session = compressed(data=stream[:3])
+    session.receive(message(len(stream[:3]), stream[3:], finish=True))
+    assert session.is_finished()
+    assert session.committed_size == len(stream)
+    assert taken(session) == stream
+
+
+def test_a_compressed_upload_in_one_message_is_whole_whatever_its_length() -> None:
+    session = UploadSession(parse_write)
+    session.receive(message(0, b"a few", finish=True, name=ZSTD_NAME))
+    assert session.whole is not None
+    assert bytes(session.whole) == b"a few"
+
+
+def test_a_compressed_upload_is_bounded_all_the_same() -> None:
+    session = compressed(data=bytes(max_compressed_bytes(100)))
+    with pytest.raises(InvalidArgumentError, match="too many to be 100 compressed"):
+        session.receive(message(max_compressed_bytes(100), b"x"))
+    assert session.state is UploadState.SPOILT
+
+
+def test_offsets_of_a_compressed_upload_add_what_was_sent() -> None:
+    session = compressed(data=b"abc")
+    with pytest.raises(InvalidArgumentError, match="4 where 3 is due"):
+        session.receive(message(4, b"d"))
+    session.receive(message(3, b"d"))
+
+
+def test_a_compressed_upload_cannot_go_on_where_nothing_is() -> None:
+    with pytest.raises(InvalidArgumentError, match="leaves a gap: 0 bytes are committed"):
+        compressed(offset=50, data=b"abc")
 
 
 def test_the_first_message_must_name_the_resource() -> None:

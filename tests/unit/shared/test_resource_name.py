@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lathe_shared import resource_name
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
-from lathe_shared.errors import InvalidArgumentError, LatheError, UnimplementedError
+from lathe_shared.errors import InvalidArgumentError, LatheError
 from lathe_shared.instance_name import RESERVED_SEGMENTS
 from lathe_shared.resource_name import (
     ReadResource,
@@ -40,9 +41,8 @@ H = SHA256.hash
         (f"main/blobs/{H}/3/some/file.txt", ReadResource("main", SHA256)),
         (f"main/blobs/{H}/3/blobs/x", ReadResource("main", SHA256)),
         (f"main/blobs/{H}/3/blobs", ReadResource("main", SHA256)),
-        (f"compressed-blobs/zstd/{H}/3", ReadResource("", SHA256, "zstd")),
-        (f"i/compressed-blobs/zstd/sha256/{H}/3", ReadResource("i", SHA256, "zstd")),
-        (f"i/compressed-blobs/deflate/{H}/3", ReadResource("i", SHA256, "deflate")),
+        (f"compressed-blobs/zstd/{H}/3", ReadResource("", SHA256, Compressor.ZSTD)),
+        (f"i/compressed-blobs/zstd/sha256/{H}/3", ReadResource("i", SHA256, Compressor.ZSTD)),
     ],
 )
 def test_reads_are_parsed(name: str, expected: ReadResource) -> None:
@@ -58,8 +58,8 @@ def test_reads_are_parsed(name: str, expected: ReadResource) -> None:
         (f"a/uploads/u/blobs/sha1/{SHA1.hash}/3", WriteResource("a", "u", SHA1)),
         (f"a/uploads/blobs/blobs/{H}/3", WriteResource("a", "blobs", SHA256)),
         (f"a/uploads/uploads/blobs/{H}/3", WriteResource("a", "uploads", SHA256)),
-        (f"a/uploads/u/compressed-blobs/zstd/{H}/3", WriteResource("a", "u", SHA256, "zstd")),
-        (f"a/uploads/u/compressed-blobs/zstd/sha256/{H}/3/meta", WriteResource("a", "u", SHA256, "zstd")),
+        (f"a/uploads/u/compressed-blobs/zstd/{H}/3", WriteResource("a", "u", SHA256, Compressor.ZSTD)),
+        (f"a/uploads/u/compressed-blobs/zstd/sha256/{H}/3/meta", WriteResource("a", "u", SHA256, Compressor.ZSTD)),
     ],
 )
 def test_writes_are_parsed(name: str, expected: WriteResource) -> None:
@@ -123,9 +123,12 @@ def test_malformed_writes_are_refused(name: str) -> None:
         parse_write(name)
 
 
-def test_an_unknown_compressor_is_not_implemented() -> None:
-    with pytest.raises(UnimplementedError, match="lz4"):
-        parse_read(f"compressed-blobs/lz4/{H}/3")
+@pytest.mark.parametrize("compressor", ["lz4", "deflate", "brotli", "identity", "ZSTD", ""])
+def test_a_compressor_that_is_not_offered_is_refused_with_those_that_are(compressor: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"compressor '{compressor}' is not one of zstd"):
+        parse_read(f"compressed-blobs/{compressor}/{H}/3")
+    with pytest.raises(InvalidArgumentError, match=f"compressor '{compressor}' is not one of zstd"):
+        parse_write(f"uploads/u/compressed-blobs/{compressor}/{H}/3")
 
 
 def test_a_function_that_is_not_offered_is_named() -> None:
@@ -140,11 +143,11 @@ segments = st.text(st.characters(categories=["L", "N"], include_characters="-_."
 )
 instances = st.lists(segments, max_size=4).map("/".join)
 digests = st.builds(Digest.of, st.binary(max_size=20), st.sampled_from(list(DigestFunction)))
-compressors = st.sampled_from(["identity", "zstd"])
+compressors = st.sampled_from(list(Compressor))
 
 
 @given(digests, instances, compressors)
-def test_what_is_formatted_parses_back_as_a_read(digest: Digest, instance: str, compressor: str) -> None:
+def test_what_is_formatted_parses_back_as_a_read(digest: Digest, instance: str, compressor: Compressor) -> None:
     name = format_read(digest, instance, compressor)
 
     assert parse_read(name) == ReadResource(instance, digest, compressor)
@@ -152,7 +155,7 @@ def test_what_is_formatted_parses_back_as_a_read(digest: Digest, instance: str, 
 
 @given(digests, segments, instances, compressors, st.lists(segments, max_size=3))
 def test_what_is_formatted_parses_back_as_a_write(
-    digest: Digest, upload_id: str, instance: str, compressor: str, metadata: list[str]
+    digest: Digest, upload_id: str, instance: str, compressor: Compressor, metadata: list[str]
 ) -> None:
     name = "/".join([format_write(digest, upload_id, instance, compressor), *metadata])
 

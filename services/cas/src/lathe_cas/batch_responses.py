@@ -16,6 +16,8 @@ from lathe_shared.errors import LatheError, ResourceExhaustedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lathe_shared.compressor import Compressor
+
 MAX_RESPONSE_BYTES = 4 << 20
 """What clients accept as one message unless they were told otherwise. Spec: gRPC's default of every library."""
 
@@ -23,21 +25,18 @@ _LEFT_OUT = ResourceExhaustedError("the response is as large as clients accept; 
 
 
 def batch_read_response(
-    digest_wires: Sequence[bytes], outcomes: Sequence[bytes | LatheError], max_bytes: int = MAX_RESPONSE_BYTES
+    digest_wires: Sequence[bytes],
+    outcomes: Sequence[bytes | tuple[Compressor, bytes] | LatheError],
+    max_bytes: int = MAX_RESPONSE_BYTES,
 ) -> bytes:
     """Write a BatchReadBlobsResponse; blobs that have no room are RESOURCE_EXHAUSTED, for another request.
 
     Args:
         digest_wires: The Digests as they came, in order.
-        outcomes: To each its blob, or what is wrong.
+        outcomes: To each its blob, perhaps compressed, or what is wrong.
         max_bytes: Bound on the response, as far as the digests alone leave room.
     """
-    items = [
-        batch_read_response_item(wire, b"", _status(outcome))
-        if isinstance(outcome, LatheError)
-        else batch_read_response_item(wire, outcome, b"")
-        for wire, outcome in zip(digest_wires, outcomes, strict=True)
-    ]
+    items = [_batch_read_item(wire, outcome) for wire, outcome in zip(digest_wires, outcomes, strict=True)]
     if sum(map(len, items)) <= max_bytes:
         return b"".join(items)
     forms = []
@@ -68,6 +67,15 @@ def batch_update_response(
         for item, wire, outcome in zip(items, digest_wires, outcomes, strict=True)
     ]
     return _join(forms, max_bytes)
+
+
+def _batch_read_item(digest_wire: bytes, outcome: bytes | tuple[Compressor, bytes] | LatheError) -> bytes:
+    if isinstance(outcome, bytes):
+        return batch_read_response_item(digest_wire, outcome, b"")
+    if isinstance(outcome, LatheError):
+        return batch_read_response_item(digest_wire, b"", _status(outcome))
+    compressor, data = outcome
+    return batch_read_response_item(digest_wire, data, b"", compressor)
 
 
 def _join(forms: Sequence[tuple[bytes, ...]], max_bytes: int) -> bytes:

@@ -9,6 +9,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from lathe_cas.compression.zstd_decoder import decode_whole
+from lathe_cas.compression.zstd_encoder import ZstdEncoder
+from lathe_shared.compressor import Compressor
 from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
@@ -21,11 +24,12 @@ T = TypeVar("T")
 
 
 class UploadName(NamedTuple):
-    """Which upload: the instance, the client's own id for it, and the blob that it is to become."""
+    """Which upload: the instance, the client's own id for it, the blob that it is to become, and how it travels."""
 
     instance_name: str
     upload_id: str
     digest: Digest
+    compressor: Compressor = Compressor.IDENTITY
 
 
 class UploadStatus(NamedTuple):
@@ -65,7 +69,9 @@ class StoreStatus:
 class Upload(ABC):
     """An upload in progress, held by one stream.
 
-    Exactly one of ``finish``, ``suspend`` and ``abandon`` ends it. Its methods are called one after the other.
+    Exactly one of ``finish``, ``suspend`` and ``abandon`` ends it. Its methods are called one after the other. The
+    bytes are those on their way: with a compressor in the upload's name they are what the blob is decoded from. Such an
+    upload can only begin anew; suspending it keeps nothing.
     """
 
     @property
@@ -84,6 +90,7 @@ class Upload(ABC):
             length: How many they are together.
 
         Raises:
+            InvalidArgumentError: What was appended before cannot be decoded, or is more than the blob.
             AbortedError: Another stream has taken this upload over.
             ResourceExhaustedError: No room is left.
         """
@@ -93,7 +100,7 @@ class Upload(ABC):
         """Verify the bytes and make the blob visible, durably.
 
         Raises:
-            DigestMismatchError: The bytes are not the blob; nothing of them is kept.
+            InvalidArgumentError: The bytes are not the blob, or cannot be decoded; nothing of them is kept.
             AbortedError: Another stream has taken this upload over.
             ResourceExhaustedError: No room is left.
         """
@@ -189,9 +196,32 @@ class BlobStore(ABC):
             For each blob None, or why it was not stored: DigestMismatchError, ResourceExhaustedError.
         """
 
+    async def put_many_zstd(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        """Do what ``put_many`` does with blobs that come as zstd streams. The caller bounds the digests' total size.
+
+        Returns:
+            For each blob None, or why it was not stored: InvalidArgumentError, ResourceExhaustedError.
+        """
+        outcomes: list[LatheError | None] = [None] * len(blobs)
+        decoded: list[tuple[int, Digest, memoryview]] = []
+        for place, (digest, data) in enumerate(blobs):
+            try:
+                decoded.append((place, digest, memoryview(decode_whole(data, digest.size_bytes))))
+            except LatheError as error:
+                outcomes[place] = error
+        stored = await self.put_many([(digest, data) for _, digest, data in decoded])
+        for (place, _, _), outcome in zip(decoded, stored, strict=True):
+            outcomes[place] = outcome
+        return outcomes
+
     @abstractmethod
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         """Return whole blobs, verified; None for one that is not there. The caller bounds their total size."""
+
+    async def read_many_as_stored(self, digests: Sequence[Digest]) -> list[tuple[Compressor, bytes] | None]:
+        """Do what ``read_many`` does, but leave compressed what is stored so."""
+        blobs = await self.read_many(digests)
+        return [None if blob is None else (Compressor.IDENTITY, blob) for blob in blobs]
 
     def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:  # noqa: ARG002
         """Return what ``read`` would, if it is so little that it may be fetched inline; None if it is to be read.
@@ -218,6 +248,26 @@ class BlobStore(ABC):
             BlobNotFoundError: It is not there, or was found damaged.
             OutOfRangeError: ``offset_bytes`` is past its end.
         """
+
+    async def read_zstd(self, digest: Digest, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+        """Return a zstd stream, in pieces of some size, that decodes to a blob or to its end.
+
+        Args:
+            digest: The blob.
+            offset_bytes: Where in the blob to begin, not negative.
+
+        Raises:
+            BlobNotFoundError: It is not there, or was found damaged.
+            OutOfRangeError: ``offset_bytes`` is past its end.
+            UnavailableError: It was stored anew meanwhile, in another form.
+        """
+        encoder = ZstdEncoder()
+        is_empty = True
+        async for piece in self.read(digest, offset_bytes):
+            is_empty = False
+            yield encoder.encode(piece)
+        if is_empty:
+            yield encoder.encode(b"")
 
     @abstractmethod
     async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:
@@ -247,10 +297,11 @@ class BlobStore(ABC):
 
         Args:
             name: Which upload.
-            data: As many bytes as the digest has, at least one; not changed by the caller afterwards.
+            data: All bytes, at least one: as many as the digest has, unless they are compressed. Not changed by the
+                caller afterwards.
 
         Raises:
-            DigestMismatchError: The bytes are not the blob.
+            InvalidArgumentError: The bytes are not the blob, or cannot be decoded.
             AbortedError: Another stream has taken this upload over.
             ResourceExhaustedError: No room is left.
         """

@@ -34,6 +34,8 @@ COUNTER_TEXTS = {
     "asset_failures": "Downloads that failed, for whatever reason",
     "written_blobs": "Blobs that became visible",
     "written_bytes": "Their bytes",
+    "compressed_blobs": "Those of them that were stored compressed",
+    "compression_saved_bytes": "Bytes on disk that this saved",
     "evicted_blobs": "Blobs that went because of the size limit",
     "evicted_bytes": "Their bytes",
     "evicted_action_results": "Action results that went because of the size limit",

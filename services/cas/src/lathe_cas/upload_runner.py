@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_session import UploadSession, UploadState
 from lathe_shared.cas_wire import read_write_request
+from lathe_shared.compressor import Compressor
 from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
     from lathe_cas.blob_store import BlobStore, Upload
     from lathe_shared.resource_name import WriteResource
+
+
+COMPRESSED_IS_THERE = -1
+"""Committed size of a compressed upload that was not needed. Spec: REAPI, ContentAddressableStorage, on uploads."""
 
 
 async def run_upload(
@@ -24,7 +29,8 @@ async def run_upload(
 ) -> int:
     """Receive one Write stream and return its committed size.
 
-    Returns before the stream ends when the blob is there already, or appears meanwhile by another stream's work.
+    Returns before the stream ends when the blob is there already, or appears meanwhile by another stream's work; the
+    committed size is then the blob's, or -1 for a compressed upload.
 
     Args:
         messages: The serialized WriteRequests.
@@ -46,20 +52,22 @@ async def run_upload(
         break
     session.end_of_stream()
     resource = session.resource
-    name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+    name = UploadName(resource.instance_name, resource.upload_id, resource.digest, resource.compressor)
+    is_plain = resource.compressor is Compressor.IDENTITY
+    there_already = resource.digest.size_bytes if is_plain else COMPRESSED_IS_THERE
     whole = session.whole
-    if whole is not None:
+    if whole is not None and (is_plain or not store.upload_status(name).complete):
         # As most blobs come: there is nothing to resume, so nothing to open.
         await store.put_upload(name, whole)
-        return resource.digest.size_bytes
+        return len(whole)
     if store.upload_status(name).complete:
-        return resource.digest.size_bytes
+        return there_already
     upload = await store.open_upload(name, restart=session.restarts)
     try:
         session.opened(upload.committed_bytes)
         if not await _receive(messages, session, store, name, upload, count):
             await upload.abandon()
-            return resource.digest.size_bytes
+            return there_already
     except LatheError:
         await _end_after_error(session, upload)
         raise
@@ -68,7 +76,7 @@ async def run_upload(
         raise
     if session.is_finished():
         await upload.finish()
-        return resource.digest.size_bytes
+        return session.committed_size
     return await upload.suspend()
 
 

@@ -1,7 +1,9 @@
 """ByteStream.Write as a state machine: the rules of the protocol, without I/O.
 
 Messages go in; what comes out is bytes to append and the state that the upload is in. ``upload_runner`` does the rest.
-The digest is not this module's affair: the store verifies it.
+The digest is not this module's affair: the store verifies it. Nor is decoding: of a compressed upload, the bytes here
+are those of the compressed stream. Only the first message's offset counts bytes of the blob, and each later one adds
+what was sent, whatever that decodes to.
 
 Spec: google/bytestream/bytestream.proto, WriteRequest and ByteStream.Write; REAPI, ContentAddressableStorage, on
 uploads.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
+from lathe_shared.compressor import Compressor
 from lathe_shared.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -28,6 +31,17 @@ MAX_PENDING_BYTES = 128 << 10
 
 _JOIN_BELOW_BYTES = 4096
 """Pieces that are smaller than this on average are copied together; larger ones stay views into their messages."""
+
+
+_COMPRESSED_SLACK_BYTES = 64 << 10
+
+
+def max_compressed_bytes(size_bytes: int) -> int:
+    """Return how long a compressed stream of a blob may be: an eighth more than the blob, for many small blocks.
+
+    More is no compression, but a way to have anything stored beside the blob, since frames may hold what is skipped.
+    """
+    return size_bytes + size_bytes // 8 + _COMPRESSED_SLACK_BYTES
 
 
 class UploadState(enum.Enum):
@@ -53,7 +67,7 @@ class UploadSession:
 
     Attributes:
         state: Where the upload stands.
-        received_bytes: Bytes of the blob that are there: committed before, and received by this stream.
+        received_bytes: Bytes that are there, as they travel: committed before, and received by this stream.
     """
 
     def __init__(self, parse: Callable[[str], WriteResource]) -> None:
@@ -85,7 +99,21 @@ class UploadSession:
         first = self._first
         if first is None or not first.finish_write or first.write_offset or not first.data:
             return None
-        return first.data if len(first.data) == self.resource.digest.size_bytes else None
+        return first.data if self._is_compressed or len(first.data) == self.resource.digest.size_bytes else None
+
+    @property
+    def committed_size(self) -> int:
+        """What WriteResponse says of a finished upload: where the next message would have begun."""
+        return self._next_offset
+
+    @property
+    def _is_compressed(self) -> bool:
+        return self.resource.compressor is not Compressor.IDENTITY
+
+    @property
+    def _max_bytes(self) -> int:
+        size_bytes = self.resource.digest.size_bytes
+        return max_compressed_bytes(size_bytes) if self._is_compressed else size_bytes
 
     def is_finished(self) -> bool:
         """Whether all bytes are there and the client said so."""
@@ -155,8 +183,10 @@ class UploadSession:
     def _add(self, request: WriteRequest) -> None:
         size_bytes = self.resource.digest.size_bytes
         end = self._next_offset + len(request.data)
-        if end > size_bytes:
+        if end > self._max_bytes:
             self.state = UploadState.SPOILT
+            if self._is_compressed:
+                raise InvalidArgumentError("data", f"{end} bytes are too many to be {size_bytes} compressed")
             raise InvalidArgumentError("data", f"{end} bytes are more than the {size_bytes} of the digest")
         if end > self.received_bytes:
             new = request.data[self.received_bytes - end :]
@@ -165,7 +195,7 @@ class UploadSession:
             self.received_bytes = end
         self._next_offset = end
         if request.finish_write:
-            if end != size_bytes:
+            if end != size_bytes and not self._is_compressed:
                 self.state = UploadState.SPOILT
                 raise InvalidArgumentError("finish_write", f"set after {end} bytes, where the digest has {size_bytes}")
             self.state = UploadState.FINISHED

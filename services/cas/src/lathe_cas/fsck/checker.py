@@ -44,7 +44,7 @@ class CheckOptions:
     Attributes:
         path: The store's folder.
         limit_bytes: Its limit, for the size of the map.
-        temp_dir: Where temporary files go: about 110 bytes for each blob and action result.
+        temp_dir: Where temporary files go: about 130 bytes for each blob and action result.
         repair: Whether to drop what is bad.
         digests: Whether to hash every blob.
         step: The current touch step.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from lathe_cas.compression.zstd_decoder import ZstdDecoder
+from lathe_cas.compression.zstd_framing import MalformedZstdError
 from lathe_cas.fsck.entries import INSTANCE_BYTES, Owner, OwnerKind
 from lathe_cas.fsck.findings import Note, Problem
 from lathe_cas.stores import lmdb_records as records
@@ -114,7 +116,7 @@ class ChunkCheck:
         if owner.kind is OwnerKind.ACTION_RESULT:
             return _ActionResult(owner)
         if owner.kind is OwnerKind.BLOB and self._digests:
-            return _HashedBlob(owner)
+            return _DecodedBlob(owner) if owner.is_compressed else _HashedBlob(owner)
         return _OwnedChunks(owner)
 
     def _settle(self, storage_id: int, walks: Sequence[_OwnedChunks]) -> None:
@@ -152,6 +154,8 @@ class _OwnedChunks:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.size_bytes = 0
+        self._disk_bytes = 0
+        self._is_compressed = owner.is_compressed
         self._seed = owner.seed()
         self._next = 0
         self._problem: tuple[Problem, str] | None = None
@@ -165,10 +169,12 @@ class _OwnedChunks:
             self._problem = Problem.CHUNKS_WRONG, f"chunk {number} where {self._next} of {self.owner.chunks} should be"
         elif checksum(value, self._seed, number) != digest:
             self._problem = Problem.CHUNK_DAMAGED, f"chunk {number} does not match its checksum"
-        elif len(value) != records.CHUNK_BYTES and number != self.owner.chunks - 1:
+        elif len(value) != records.CHUNK_BYTES and number != self.owner.chunks - 1 and not self._is_compressed:
             self._problem = Problem.CHUNKS_WRONG, f"chunk {number} has {len(value)} bytes"
         else:
             self._next += 1
+            if self._is_compressed:
+                self._disk_bytes += records.chunk_disk_bytes(len(value))
             self.see(value)
 
     def see(self, value: memoryview) -> None:
@@ -182,6 +188,8 @@ class _OwnedChunks:
             return Problem.CHUNKS_WRONG, f"{self._next} of {self.owner.chunks} chunks"
         if self.size_bytes != self.owner.size_bytes:
             return Problem.CHUNKS_WRONG, f"{self.size_bytes} bytes instead of {self.owner.size_bytes}"
+        if self._is_compressed and self._disk_bytes != self.owner.disk_bytes:
+            return Problem.CHUNKS_WRONG, f"its chunks count as {self.owner.disk_bytes} on disk, not {self._disk_bytes}"
         return None
 
 
@@ -201,6 +209,37 @@ class _HashedBlob(_OwnedChunks):
         found = super().problem()
         if found is None and self._hasher.hexdigest() != self.owner.key[1:].hex():
             return Problem.DIGEST, f"its bytes are those of {self._hasher.hexdigest()}"
+        return found
+
+
+class _DecodedBlob(_HashedBlob):
+    """A compressed blob that is decoded and hashed on the way."""
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner)
+        self._decoder = ZstdDecoder(owner.decoded_bytes, is_verified=True)
+        self._malformed: str | None = None
+
+    @override
+    def see(self, value: memoryview) -> None:
+        if self._malformed is not None:
+            return
+        try:
+            for piece in self._decoder.decode(value):
+                self._hasher.update(piece)
+        except MalformedZstdError as error:
+            self._malformed = str(error)
+
+    @override
+    def problem(self) -> tuple[Problem, str] | None:
+        if self._problem is None and self._malformed is None and self._next == self.owner.chunks:
+            try:
+                self._decoder.finish()
+            except MalformedZstdError as error:
+                self._malformed = str(error)
+        found = super().problem()
+        if self._malformed is not None and (found is None or found[0] is Problem.DIGEST):
+            return Problem.DIGEST, self._malformed
         return found
 
 

@@ -40,7 +40,7 @@ Check every chunk, record and reference of a store, and say what is bad.
 
   --repair             drop what is bad; lathe-cas must be stopped, and nothing is changed without this
   --digests            hash every blob, too; the checksums of chunks find the same damage, faster
-  --temp-dir DIR       where temporary files go, some 110 bytes for each blob (TMPDIR, else /var/tmp)
+  --temp-dir DIR       where temporary files go, some 130 bytes for each blob (TMPDIR, else /var/tmp)
   --help               print this text and do nothing else
 
 The settings are those of lathe-cas, of which data_dir or data_dirs count: a flag before the variable, the variable

@@ -12,8 +12,8 @@ import struct
 from typing import NamedTuple
 
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
-from lathe_cas.stores.lmdb_chunks import chunk_seed
-from lathe_cas.stores.lmdb_records import action_result_identity
+from lathe_cas.stores.lmdb_chunks import blob_seed, chunk_seed
+from lathe_cas.stores.lmdb_records import COMPRESSION_NONE, COMPRESSION_ZSTD, action_result_identity
 from lathe_shared.digest import DigestFunction
 
 
@@ -38,9 +38,9 @@ _DATABASES = {
     OwnerKind.GARBAGE: "garbage",
 }
 
-_OWNER = struct.Struct(">QBIQIB")
+_OWNER = struct.Struct(">QBIQIBQQ")
 
-UPLOAD_DIGEST_KEY = slice(40, None)
+_UPLOAD_BLOB = slice(40, None)
 UPLOAD_SIZE = slice(32, 40)
 INSTANCE_BYTES = 16
 
@@ -54,7 +54,9 @@ class Owner(NamedTuple):
         chunks: How many.
         size_bytes: Bytes in them; not known of garbage.
         references: Of an action result.
-        flags: Of an action result.
+        flags: Of an action result; of a blob or an upload its compression.
+        decoded_bytes: What the bytes of a blob or an upload stand for; other than ``size_bytes`` if compressed.
+        disk_bytes: What its chunks count for, where that is to be checked; zero if it was.
         key: The record's key.
     """
 
@@ -64,32 +66,40 @@ class Owner(NamedTuple):
     size_bytes: int
     references: int
     flags: int
+    decoded_bytes: int
+    disk_bytes: int
     key: bytes
 
     def pack(self) -> bytes:
         """Return bytes that sort by storage id, then by kind."""
-        return _OWNER.pack(*self[:6]) + self.key
+        return _OWNER.pack(*self[:8]) + self.key
 
     @classmethod
     def unpack(cls, item: bytes) -> Owner:
         """Read what ``pack`` made."""
-        storage_id, kind, chunks, size_bytes, references, flags = _OWNER.unpack_from(item)
-        return cls(storage_id, OwnerKind(kind), chunks, size_bytes, references, flags, item[_OWNER.size :])
+        storage_id, kind, chunks, size_bytes, references, flags, decoded_bytes, disk_bytes = _OWNER.unpack_from(item)
+        key = item[_OWNER.size :]
+        return cls(storage_id, OwnerKind(kind), chunks, size_bytes, references, flags, decoded_bytes, disk_bytes, key)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its chunks hold a stream that decodes to it."""
+        return self.kind in (OwnerKind.BLOB, OwnerKind.UPLOAD) and self.flags != COMPRESSION_NONE
 
     def seed(self) -> int:
         """Return what the checksums of its chunks are seeded with."""
         if self.kind is OwnerKind.ACTION_RESULT:
             return chunk_seed(action_result_identity(self.key, self.size_bytes, self.references, self.flags))
-        return chunk_seed(self.key[UPLOAD_DIGEST_KEY] if self.kind is OwnerKind.UPLOAD else self.key)
+        return blob_seed(upload_digest_key(self.key) if self.kind is OwnerKind.UPLOAD else self.key, self.flags)
 
     def describe(self) -> str:
         """Name it for people."""
         if self.kind is OwnerKind.BLOB:
-            return f"blob {describe_digest_key(self.key)}/{self.size_bytes}"
+            return f"blob {describe_digest_key(self.key)}/{self.decoded_bytes}"
         if self.kind is OwnerKind.ACTION_RESULT:
             return describe_action_result(self.key)
         if self.kind is OwnerKind.UPLOAD:
-            return f"unfinished upload of {describe_digest_key(self.key[UPLOAD_DIGEST_KEY])}"
+            return f"unfinished upload of {describe_digest_key(upload_digest_key(self.key))}"
         return f"garbage of storage id {self.storage_id}"
 
 
@@ -116,6 +126,18 @@ def is_digest_key(key: bytes) -> bool:
 
 
 _DIGEST_KEY_BYTES = {int(function): 1 + function.hash_length // 2 for function in DigestFunction}
+
+
+def upload_digest_key(key: bytes) -> bytes:
+    """Return the digest key in an upload's key, without what says that the client compresses it."""
+    blob = key[_UPLOAD_BLOB]
+    return blob[:-1] if is_compressed_by_client(key) else blob
+
+
+def is_compressed_by_client(key: bytes) -> bool:
+    """Tell by an upload's key whether its bytes come compressed."""
+    blob = key[_UPLOAD_BLOB]
+    return is_digest_key(blob[:-1]) and blob[-1] == COMPRESSION_ZSTD
 
 
 def log_item(kind: int, key: bytes, step: bytes) -> bytes:

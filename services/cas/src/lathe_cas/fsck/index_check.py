@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lathe_cas.fsck.entries import (
     INSTANCE_BYTES,
-    UPLOAD_DIGEST_KEY,
     UPLOAD_SIZE,
     Owner,
     OwnerKind,
     describe_record,
+    is_compressed_by_client,
     is_digest_key,
     log_item,
+    upload_digest_key,
 )
 from lathe_cas.fsck.findings import Note, Problem
 from lathe_cas.stores import lmdb_records as records
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 BLOB_BYTES = 42
 ACTION_RESULT_BYTES = 37
-UPLOAD_BYTES = 44
+UPLOAD_BYTES = 53
 GARBAGE_BYTES = 12
 """Lengths of the records, as docs/storage-format.md has them."""
 
@@ -115,7 +116,7 @@ class IndexCheck:
         for key, record in self._check_all("blobs", environment.blobs, _blob, owners):
             self._look_for_entry(log, KIND_BLOB, key, record.step)
             self.totals.blobs += 1
-            self.totals.blob_bytes += record.owner.size_bytes
+            self.totals.blob_bytes += record.owner.decoded_bytes
             self.totals.stored_bytes += record.disk_bytes
         for _, record in self._check_all("uploads", environment.uploads, _upload, owners):
             self.totals.staged_bytes += record.disk_bytes + _INDEX
@@ -193,27 +194,55 @@ def _check_length(value: bytes, length: int) -> None:
         raise _Misfit(f"{len(value)} bytes instead of {length}")
 
 
-def _check_chunks(storage_id: int, chunks: int, size_bytes: int) -> None:
+def _check_storage_id(storage_id: int) -> None:
     if not 0 < storage_id < _NEVER_REACHED:
         raise _Misfit(f"storage id {storage_id}")
+
+
+def _check_chunks(storage_id: int, chunks: int, size_bytes: int) -> None:
+    _check_storage_id(storage_id)
     if chunks != records.chunk_count(size_bytes):
         raise _Misfit(f"{size_bytes} bytes in {chunks} chunks")
+
+
+def _check_stream(storage_id: int, chunks: int, stored_bytes: int, compression: int) -> None:
+    """Check what can be said of a stream whose chunks may have any length."""
+    _check_storage_id(storage_id)
+    if compression != records.COMPRESSION_ZSTD:
+        raise _Misfit(f"compression {compression}")
+    if not records.chunk_count(stored_bytes) <= chunks <= stored_bytes:
+        raise _Misfit(f"{stored_bytes} bytes in {chunks} chunks")
 
 
 def _blob(key: bytes, value: bytes) -> _Checked:
     _check_length(value, BLOB_BYTES)
     record = records.BlobRecord.unpack(value)
-    size_bytes = record.size_bytes
-    _check_chunks(record.storage_id, record.chunks, size_bytes)
+    size_bytes, stored_bytes, compression = record.size_bytes, record.stored_bytes, record.compression
     if not is_digest_key(key):
         raise _Misfit("the key is no digest")
-    if not 0 < size_bytes == record.stored_bytes:
-        raise _Misfit(f"{size_bytes} bytes, {record.stored_bytes} stored")
-    if record.disk_bytes != records.blob_disk_bytes(size_bytes) + _INDEX:
+    if record.layout != records.LAYOUT_PLAIN:
+        raise _Misfit(f"layout {record.layout}")
+    to_check_bytes = 0
+    if compression:
+        _check_stream(record.storage_id, record.chunks, stored_bytes, compression)
+        to_check_bytes = record.disk_bytes - _INDEX
+    else:
+        _check_chunks(record.storage_id, record.chunks, size_bytes)
+    if not size_bytes or not (compression or size_bytes == stored_bytes):
+        raise _Misfit(f"{size_bytes} bytes, {stored_bytes} stored")
+    if to_check_bytes < 0 or not (compression or record.disk_bytes == records.blob_disk_bytes(size_bytes) + _INDEX):
         raise _Misfit(f"{size_bytes} bytes count as {record.disk_bytes} on disk")
-    if record.layout != records.LAYOUT_PLAIN or record.compression != records.COMPRESSION_NONE:
-        raise _Misfit(f"layout {record.layout}, compression {record.compression}")
-    owner = Owner(record.storage_id, OwnerKind.BLOB, record.chunks, size_bytes, 0, 0, key)
+    owner = Owner(
+        record.storage_id,
+        OwnerKind.BLOB,
+        record.chunks,
+        stored_bytes,
+        0,
+        compression,
+        size_bytes,
+        to_check_bytes,
+        key,
+    )
     return _Checked(owner, value[records.BLOB_STEP], record.disk_bytes)
 
 
@@ -237,6 +266,8 @@ def _action_result(key: bytes, value: bytes) -> _Checked:
         record.payload_bytes,
         record.references,
         record.flags,
+        0,
+        0,
         key,
     )
     return _Checked(owner, value[records.ACTION_RESULT_STEP], record.disk_bytes)
@@ -245,16 +276,36 @@ def _action_result(key: bytes, value: bytes) -> _Checked:
 def _upload(key: bytes, value: bytes) -> _Checked:
     _check_length(value, UPLOAD_BYTES)
     record = records.UploadRecord.unpack(value)
-    committed_bytes = record.committed_bytes
-    _check_chunks(record.storage_id, record.chunks, committed_bytes)
-    if not is_digest_key(key[UPLOAD_DIGEST_KEY]):
+    committed_bytes, stored_bytes, compression = record.committed_bytes, record.stored_bytes, record.compression
+    if not is_digest_key(upload_digest_key(key)):
         raise _Misfit("the key has no digest")
     (size_bytes,) = records.SIZE.unpack(key[UPLOAD_SIZE])
-    if committed_bytes > size_bytes:
+    comes_compressed = is_compressed_by_client(key)
+    if comes_compressed and not compression:
+        raise _Misfit("the key is that of a compressed upload, the record is not")
+    # What a client compresses counts as it came, and may be a little longer than the blob.
+    if not comes_compressed and committed_bytes > size_bytes:
         raise _Misfit(f"{committed_bytes} bytes of {size_bytes}")
-    if record.disk_bytes != records.blob_disk_bytes(committed_bytes):
-        raise _Misfit(f"{committed_bytes} bytes count as {record.disk_bytes} on disk")
-    owner = Owner(record.storage_id, OwnerKind.UPLOAD, record.chunks, committed_bytes, 0, 0, key)
+    if (comes_compressed or not compression) and committed_bytes != stored_bytes:
+        raise _Misfit(f"{committed_bytes} bytes, {stored_bytes} stored")
+    if compression:
+        _check_stream(record.storage_id, record.chunks, stored_bytes, compression)
+    else:
+        _check_chunks(record.storage_id, record.chunks, committed_bytes)
+        if record.disk_bytes != records.blob_disk_bytes(committed_bytes):
+            raise _Misfit(f"{committed_bytes} bytes count as {record.disk_bytes} on disk")
+    to_check_bytes = record.disk_bytes if compression else 0
+    owner = Owner(
+        record.storage_id,
+        OwnerKind.UPLOAD,
+        record.chunks,
+        stored_bytes,
+        0,
+        compression,
+        committed_bytes,
+        to_check_bytes,
+        key,
+    )
     return _Checked(owner, b"", record.disk_bytes)
 
 
@@ -266,4 +317,4 @@ def _garbage(key: bytes, value: bytes) -> _Checked:
     (storage_id,) = records.STORAGE_ID.unpack(key)
     if not 0 < storage_id < _NEVER_REACHED or not record.chunks:
         raise _Misfit(f"{record.chunks} chunks of storage id {storage_id}")
-    return _Checked(Owner(storage_id, OwnerKind.GARBAGE, record.chunks, 0, 0, 0, key), b"", record.disk_bytes)
+    return _Checked(Owner(storage_id, OwnerKind.GARBAGE, record.chunks, 0, 0, 0, 0, 0, key), b"", record.disk_bytes)

@@ -14,8 +14,9 @@ from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_runner import run_upload
 from lathe_cas.upload_session import UploadSession
 from lathe_shared import cas_wire
+from lathe_shared.compressor import Compressor
 from lathe_shared.errors import InvalidArgumentError, LatheError
-from lathe_shared.resource_name import IDENTITY, ReadResource, WriteResource, parse_read, parse_write
+from lathe_shared.resource_name import ReadResource, WriteResource, parse_read, parse_write
 from lathe_shared.service_boundary import (
     EndedBy,
     PendingAnswer,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from lathe_cas.blob_store import BlobStore
     from lathe_cas.cas_metrics import CasCounters
-    from lathe_shared.digest import Digest, DigestFunction
+    from lathe_shared.digest import DigestFunction
     from lathe_shared.instance_name import InstanceNames
 
 ResourceT = TypeVar("ResourceT", ReadResource, WriteResource)
@@ -72,20 +73,26 @@ class ByteStreamServicer(Servicer):
 
     def _read_at_once(self, data: bytes, _context: RpcContext) -> bytes | None:
         """Answer the read of a small blob, which is one response."""
-        digest, offset, limit = self._wanted(data)
-        whole = self._store.read_at_once(digest, offset, limit)
+        resource, offset, limit = self._wanted(data)
+        if resource.compressor is not Compressor.IDENTITY:
+            return None
+        whole = self._store.read_at_once(resource.digest, offset, limit)
         if not whole:
             return None  # no response at all, or a large blob
         self._counters.sent_bytes += len(whole)
         return cas_wire.read_response_prefix(len(whole)) + whole
 
     async def _read(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
-        digest, offset, limit = self._wanted(data)
-        async for piece in self._store.read(digest, offset, limit):
+        resource, offset, limit = self._wanted(data)
+        if resource.compressor is Compressor.ZSTD:
+            pieces = self._store.read_zstd(resource.digest, offset)
+        else:
+            pieces = self._store.read(resource.digest, offset, limit)
+        async for piece in pieces:
             self._counters.sent_bytes += len(piece)
             yield cas_wire.read_response_prefix(len(piece)) + piece
 
-    def _wanted(self, data: bytes) -> tuple[Digest, int, int]:
+    def _wanted(self, data: bytes) -> tuple[ReadResource, int, int]:
         """Return which blob a read is for, from which byte, and how many of them."""
         request = cas_wire.read_read_request(data)
         resource = self._served(parse_read(request.resource_name, self._functions))
@@ -93,7 +100,9 @@ class ByteStreamServicer(Servicer):
             raise InvalidArgumentError("read_offset", f"{request.read_offset} is negative")
         if request.read_limit < 0:
             raise InvalidArgumentError("read_limit", f"{request.read_limit} is negative")
-        return resource.digest, request.read_offset, request.read_limit
+        if request.read_limit and resource.compressor is not Compressor.IDENTITY:
+            raise InvalidArgumentError("read_limit", f"{request.read_limit}, where compressed reads have no limit")
+        return resource, request.read_offset, request.read_limit
 
     def _write_at_once(self, data: bytes, _context: RpcContext) -> PendingAnswer | None:
         """Store a small blob that came as a whole."""
@@ -101,7 +110,7 @@ class ByteStreamServicer(Servicer):
         try:
             session.receive(cas_wire.read_write_request(data))
             whole = session.whole
-            if whole is None:
+            if whole is None or session.resource.compressor is not Compressor.IDENTITY:
                 return None
             resource = session.resource
             name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
@@ -126,7 +135,7 @@ class ByteStreamServicer(Servicer):
 
     def _query_write_status(self, data: bytes, _context: RpcContext) -> bytes:
         resource = self._parse_write(cas_wire.read_query_write_status(data))
-        name = UploadName(resource.instance_name, resource.upload_id, resource.digest)
+        name = UploadName(resource.instance_name, resource.upload_id, resource.digest, resource.compressor)
         return cas_wire.query_write_status_response(*self._store.upload_status(name))
 
     def _count_received(self, size_bytes: int) -> None:
@@ -136,14 +145,10 @@ class ByteStreamServicer(Servicer):
         return self._served(parse_write(name, self._functions))
 
     def _served(self, resource: ResourceT) -> ResourceT:
-        """Return a resource if its instance and its form are served.
+        """Return a resource if its instance is served.
 
         Raises:
-            InvalidArgumentError: They are not.
+            InvalidArgumentError: It is not.
         """
         self._instance_names.check(resource.instance_name)
-        if resource.compressor != IDENTITY:
-            raise InvalidArgumentError(
-                "resource_name", f"the compressor {resource.compressor!r} is not offered; use blobs/ without one"
-            )
         return resource

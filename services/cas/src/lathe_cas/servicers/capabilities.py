@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from lathe_protos import reapi, semver
+from lathe_shared.compressor import Compressor
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, decode, unary
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class CapabilitiesServicer(Servicer):
             fast_cdc_2020_params=reapi.FastCdc2020Params(
                 avg_chunk_size_bytes=chunking.average_bytes, seed=chunking.seed
             ),
+            # Identity goes without saying.
+            supported_compressors=[reapi.CompressorValue(Compressor.ZSTD.value)],
+            supported_batch_update_compressors=[reapi.CompressorValue(Compressor.ZSTD.value)],
         )
         self._answer = bytes(
             reapi.ServerCapabilities(

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lathe_cas.batch_responses import batch_read_response, batch_update_response
 from lathe_cas.tree_walk import TreeWalk
 from lathe_shared import cas_wire
+from lathe_shared.compressor import Compressor, offered_text
 from lathe_shared.digest import Digest, DigestFunction, select_function
 from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheError
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, server_streaming, unary
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from lathe_cas.cas_metrics import CasCounters
     from lathe_shared.instance_name import InstanceNames
 
-IDENTITY = 0
-"""Compressor.Value of bytes as they are."""
+_COMPRESSOR_VALUES = frozenset(Compressor)
 
 
 class ContentAddressableStorageServicer(Servicer):
@@ -80,17 +80,27 @@ class ContentAddressableStorageServicer(Servicer):
         outcomes: list[LatheError | None] = [None] * len(request.items)
         blobs: list[tuple[Digest, memoryview]] = []
         places: list[int] = []
+        zstd_blobs: list[tuple[Digest, memoryview]] = []
+        zstd_places: list[int] = []
+        zstd_room_bytes = self._max_batch_bytes
         for place, item in enumerate(request.items):
             try:
-                if item.compressor != IDENTITY:
-                    raise InvalidArgumentError("compressor", f"{item.compressor} is not offered; only IDENTITY is")
                 digest = self._digest(item.hash, item.size_bytes, request.function_value)
+                if item.compressor == Compressor.IDENTITY:
+                    blobs.append((digest, item.data))
+                    places.append(place)
+                    continue
+                self._check_compressor("compressor", item.compressor)
+                zstd_room_bytes -= digest.size_bytes
+                self._check_decoded(zstd_room_bytes)
             except LatheError as error:
                 outcomes[place] = error
                 continue
-            blobs.append((digest, item.data))
-            places.append(place)
+            zstd_blobs.append((digest, item.data))
+            zstd_places.append(place)
         for place, outcome in zip(places, await self._store.put_many(blobs), strict=True):
+            outcomes[place] = outcome
+        for place, outcome in zip(zstd_places, await self._store.put_many_zstd(zstd_blobs), strict=True):
             outcomes[place] = outcome
         self._counters.received_bytes += total_bytes
         return batch_update_response([item.digest_wire for item in request.items], outcomes)
@@ -99,7 +109,7 @@ class ContentAddressableStorageServicer(Servicer):
         request = cas_wire.read_batch_read(data)
         self._instance_names.check(request.instance_name)
         self._check_batch("digests", sum(max(size_bytes, 0) for _, _, size_bytes in request.digests))
-        outcomes: list[bytes | LatheError] = [b""] * len(request.digests)
+        outcomes: list[bytes | tuple[Compressor, bytes] | LatheError] = [b""] * len(request.digests)
         digests: list[Digest] = []
         places: list[int] = []
         for place, (_, hash_, size_bytes) in enumerate(request.digests):
@@ -109,6 +119,13 @@ class ContentAddressableStorageServicer(Servicer):
                 outcomes[place] = error
                 continue
             places.append(place)
+        if Compressor.ZSTD in request.acceptable_compressors:
+            for place, digest, stored in zip(
+                places, digests, await self._store.read_many_as_stored(digests), strict=True
+            ):
+                outcomes[place] = BlobNotFoundError(digest) if stored is None else stored
+                self._counters.sent_bytes += len(stored[1]) if stored else 0
+            return batch_read_response([wire for wire, _, _ in request.digests], outcomes)
         blobs = await self._store.read_many(digests)
         for place, digest, blob in zip(places, digests, blobs, strict=True):
             outcomes[place] = BlobNotFoundError(digest) if blob is None else blob
@@ -124,6 +141,18 @@ class ContentAddressableStorageServicer(Servicer):
 
     def _digest(self, hash_: str, size_bytes: int, function_value: int) -> Digest:
         return Digest.parse(hash_, size_bytes, select_function(function_value, len(hash_), self._functions))
+
+    @staticmethod
+    def _check_compressor(field: str, value: int) -> None:
+        if value not in _COMPRESSOR_VALUES:
+            raise InvalidArgumentError(field, f"{value} is not one of {offered_text()}")
+
+    def _check_decoded(self, room_bytes: int) -> None:
+        if room_bytes < 0:
+            raise InvalidArgumentError(
+                "digest.size_bytes",
+                f"with this blob, the batch decompresses to more than the {self._max_batch_bytes} bytes of a batch",
+            )
 
     def _check_batch(self, field: str, total_bytes: int) -> None:
         if total_bytes > self._max_batch_bytes:

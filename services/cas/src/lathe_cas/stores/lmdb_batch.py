@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
-from lathe_cas.stores.lmdb_chunks import delete_chunks, put_chunks
+from lathe_cas.stores.lmdb_chunks import delete_chunks, length_of, put_chunks
 from lathe_cas.stores.lmdb_eviction import evict
 from lathe_shared.errors import ResourceExhaustedError
 
@@ -43,6 +43,8 @@ class BatchReport:
     oldest_evicted_step: int | None = None
     written_blobs: int = 0
     written_bytes: int = 0
+    compressed_blobs: int = 0
+    compression_saved_bytes: int = 0
     touched: int = 0
     expired_uploads: int = 0
 
@@ -55,6 +57,8 @@ class BatchReport:
             self.oldest_evicted_step = other.oldest_evicted_step
         self.written_blobs += other.written_blobs
         self.written_bytes += other.written_bytes
+        self.compressed_blobs += other.compressed_blobs
+        self.compression_saved_bytes += other.compression_saved_bytes
         self.touched += other.touched
         self.expired_uploads += other.expired_uploads
 
@@ -142,12 +146,15 @@ class WriteBatch:
         value = self.txn.get(key, db=self.environment.blobs)
         return None if value is None else records.BlobRecord.unpack(value)
 
-    def add_blob(self, key: bytes, size_bytes: int, chunks: Sequence[Chunk]) -> None:
+    def add_blob(
+        self, key: bytes, size_bytes: int, chunks: Sequence[Chunk], compression: int = records.COMPRESSION_NONE
+    ) -> None:
         """Store a whole, verified blob that is not there. Room is reserved already."""
         storage_id = self.new_storage_id()
         put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
         disk_bytes = sum(chunk.disk_bytes for chunk in chunks)
-        self._index_blob(key, size_bytes, storage_id, len(chunks), disk_bytes)
+        stored_bytes = length_of(chunks) if compression else size_bytes
+        self._index_blob(key, size_bytes, storage_id, len(chunks), disk_bytes, stored_bytes, compression)
 
     def publish_upload(self, key: bytes, size_bytes: int, upload_key: bytes, upload: records.UploadRecord) -> bool:
         """Turn a whole, verified upload into a blob: one record put, one deleted.
@@ -161,12 +168,38 @@ class WriteBatch:
         self.changes += 1
         self.txn.delete(upload_key, db=self.environment.uploads)
         self.totals.staged_bytes -= upload.disk_bytes + _INDEX
-        self._index_blob(key, size_bytes, upload.storage_id, upload.chunks, upload.disk_bytes)
+        self._index_blob(
+            key,
+            size_bytes,
+            upload.storage_id,
+            upload.chunks,
+            upload.disk_bytes,
+            upload.stored_bytes,
+            upload.compression,
+        )
         return True
 
-    def _index_blob(self, key: bytes, size_bytes: int, storage_id: int, chunks: int, disk_bytes: int) -> None:
+    def _index_blob(
+        self,
+        key: bytes,
+        size_bytes: int,
+        storage_id: int,
+        chunks: int,
+        disk_bytes: int,
+        stored_bytes: int,
+        compression: int,
+    ) -> None:
         self.changes += 1
-        record = records.BlobRecord(size_bytes, self.step, storage_id, size_bytes, disk_bytes + _INDEX, chunks)
+        record = records.BlobRecord(
+            size_bytes,
+            self.step,
+            storage_id,
+            stored_bytes,
+            disk_bytes + _INDEX,
+            chunks,
+            records.LAYOUT_PLAIN,
+            compression,
+        )
         self.txn.put(key, record.pack(), db=self.environment.blobs)
         self._log_entries[KIND_BLOB].append(key)
         totals = self.totals
@@ -175,6 +208,9 @@ class WriteBatch:
         totals.stored_bytes += record.disk_bytes
         self.report.written_blobs += 1
         self.report.written_bytes += size_bytes
+        if compression:
+            self.report.compressed_blobs += 1
+            self.report.compression_saved_bytes += records.blob_disk_bytes(size_bytes) - disk_bytes
 
     def has_blob(self, key: bytes, size_bytes: int) -> bool:
         """Tell whether a blob is there, and touch it. A record that says another size is damaged, and goes."""

@@ -13,11 +13,17 @@ import structlog
 from typing_extensions import override
 
 from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
+from lathe_cas.compression.zstd_decoder import decode_whole
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut, read_chunks
+from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, read_chunks
+from lathe_cas.stores.lmdb_compressed_reads import CompressedReads, StoredAnewError, StoredCompressedError
+from lathe_cas.stores.lmdb_compressing_upload import LmdbCompressingUpload
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
-from lathe_cas.stores.lmdb_upload import LmdbUpload, open_lmdb_upload, open_unnamed_lmdb_upload
+from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
+from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload
+from lathe_cas.stores.lmdb_zstd_upload import LmdbZstdUpload
+from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import (
     BlobNotFoundError,
@@ -30,6 +36,7 @@ from lathe_shared.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from lathe_cas.compression.zstd_encoder import ZstdEncoder
     from lathe_cas.stores.lmdb_storage import LmdbStorage
 
 T = TypeVar("T")
@@ -63,6 +70,8 @@ class LmdbBlobStore(BlobStore):
         self._environment = storage.environment
         self._loop = asyncio.get_running_loop()
         self._fresh = records.FreshRecords(storage.step())
+        self._compresses = storage.options.compress_stored
+        self._compressed_reads = CompressedReads(storage, self._loop, self._drop_damaged)
 
     @override
     def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
@@ -123,12 +132,32 @@ class LmdbBlobStore(BlobStore):
 
     @override
     async def put_many(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
-        if _is_quick([len(data) for _, data in blobs]):
+        sizes_bytes = [len(data) for _, data in blobs]
+        if _is_quick(sizes_bytes) and not self._may_compress(sizes_bytes):
             prepared = [_prepare(digest, data) for digest, data in blobs]
         else:
             prepared = await self._loop.run_in_executor(
-                self._storage.executor, lambda: [_prepare(digest, data) for digest, data in blobs]
+                self._storage.executor, lambda: [self._prepare(digest, data) for digest, data in blobs]
             )
+        return await self._put_prepared(prepared)
+
+    @override
+    async def put_many_zstd(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        if not blobs:
+            return []
+        prepared = await self._loop.run_in_executor(
+            self._storage.executor, lambda: [_prepare_zstd(digest, data) for digest, data in blobs]
+        )
+        return await self._put_prepared(prepared)
+
+    def _may_compress(self, sizes_bytes: Sequence[int]) -> bool:
+        """Tell whether bytes are going to be compressed, which no loop should wait for."""
+        return self._compresses and any(size_bytes >= MIN_COMPRESSED_BYTES for size_bytes in sizes_bytes)
+
+    def _prepare(self, digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
+        return _prepare(digest, data, self._storage.encoder if self._compresses else None)
+
+    async def _put_prepared(self, prepared: list[NewBlob | LatheError | None]) -> list[LatheError | None]:
         new = [item for item in prepared if isinstance(item, NewBlob)]
         if not new:
             return [item for item in prepared if not isinstance(item, NewBlob)]
@@ -145,13 +174,35 @@ class LmdbBlobStore(BlobStore):
         )
 
     def _read_whole(self, digest: Digest) -> bytes | None:
+        found = self._read_as_stored(digest, decodes=True)
+        return None if found is None else found[1]
+
+    @override
+    async def read_many_as_stored(self, digests: Sequence[Digest]) -> list[tuple[Compressor, bytes] | None]:
+        if _is_quick([digest.size_bytes for digest in digests]):
+            return [self._read_as_stored(digest) for digest in digests]
+        return await self._loop.run_in_executor(
+            self._storage.executor, lambda: [self._read_as_stored(digest) for digest in digests]
+        )
+
+    def _read_as_stored(self, digest: Digest, *, decodes: bool = False) -> tuple[Compressor, bytes] | None:
         if digest.is_empty:
-            return b""
-        try:
-            pieces = self._read_segment(digest, 0, digest.size_bytes)
-        except BlobNotFoundError:
-            return None
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return Compressor.IDENTITY, b""
+        while True:
+            try:
+                return Compressor.IDENTITY, b"".join(self._read_segment(digest, 0, digest.size_bytes))
+            except BlobNotFoundError:
+                return None
+            except StoredCompressedError as compressed:
+                reads, record = self._compressed_reads, compressed.record
+                try:
+                    if decodes:
+                        return Compressor.IDENTITY, reads.whole(digest, record)
+                    return Compressor.ZSTD, b"".join(reads.stored(digest, record))
+                except BlobNotFoundError:
+                    return None
+                except StoredAnewError:
+                    continue
 
     @override
     def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
@@ -163,8 +214,19 @@ class LmdbBlobStore(BlobStore):
             # Nothing to fetch; whether the blob is there is to be told all the same.
             self._check_readable(digest, offset_bytes)
             return b""
-        pieces = self._read_segment(digest, offset_bytes, end)
+        try:
+            pieces = self._read_segment(digest, offset_bytes, end)
+        except StoredCompressedError as compressed:
+            return self._decode_at_once(digest, compressed.record, offset_bytes, end)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _decode_at_once(self, digest: Digest, record: records.BlobRecord, start: int, end: int) -> bytes | None:
+        if digest.size_bytes > INLINE_BYTES or record.stored_bytes > INLINE_BYTES:
+            return None
+        data = self._read_whole(digest)
+        if data is None:
+            raise BlobNotFoundError(digest)
+        return data[start:end]
 
     def _check_readable(self, digest: Digest, offset_bytes: int) -> None:
         if not digest.is_empty and self.find_missing([(digest, digest.key, digest.size_bytes)]):
@@ -190,8 +252,47 @@ class LmdbBlobStore(BlobStore):
                 if position < end:
                     fetched = self._fetch(digest, position, end)
                 yield data
+        except StoredCompressedError as compressed:
+            async for data in self._read_compressed(digest, compressed.record, position, end):
+                yield data
         finally:
             fetched.cancel()
+
+    async def _read_compressed(
+        self, digest: Digest, record: records.BlobRecord, position: int, end: int
+    ) -> AsyncIterator[bytes]:
+        try:
+            async for data in self._compressed_reads.decoded(digest, record, position, end):
+                position += len(data)
+                yield data
+        except StoredAnewError:
+            async for data in self.read(digest, position, end - position):
+                yield data
+
+    @override
+    async def read_zstd(self, digest: Digest, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+        record = None if offset_bytes or digest.is_empty else self._record(digest)
+        if record is not None and record.compression:
+            async for stored in self._compressed_reads.stored_in_thread(digest, record):
+                yield stored
+            return
+        is_empty = True
+        async for data in self.read(digest, offset_bytes):
+            is_empty = False
+            yield await self._loop.run_in_executor(self._storage.executor, self._storage.encoder.encode, data)
+        if is_empty:
+            yield self._storage.encoder.encode(b"")
+
+    def _record(self, digest: Digest) -> records.BlobRecord:
+        with self._environment.read() as txn:
+            try:
+                value = txn.get(digest.key, b"", self._environment.blobs)
+            except PAGE_ERRORS as error:
+                self._storage.note_index_damage(error)
+                raise BlobNotFoundError(digest) from error
+        if value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
+            raise BlobNotFoundError(digest)
+        return records.BlobRecord.unpack(value)
 
     def _fetch(self, digest: Digest, start: int, end: int) -> asyncio.Future[bytes]:
         """Begin to read the next segment in a thread; it ends with a chunk."""
@@ -220,9 +321,11 @@ class LmdbBlobStore(BlobStore):
                 raise BlobNotFoundError(digest)
             if value[records.BLOB_STEP] < records.STEP.pack(self._storage.step()):
                 self._storage.touches.blobs.add(key)
-            storage_id = records.BlobRecord.unpack(value).storage_id
+            record = records.BlobRecord.unpack(value)
+            if record.compression:
+                raise StoredCompressedError(record)
             try:
-                pieces = read_chunks(txn, environment.chunks, storage_id, chunk_seed(key), first, count)
+                pieces = read_chunks(txn, environment.chunks, record.storage_id, chunk_seed(key), first, count)
             except ChunkDamagedError as error:
                 self._loop.call_soon_threadsafe(self._drop_damaged, digest, error)
                 raise BlobNotFoundError(digest) from error
@@ -246,7 +349,26 @@ class LmdbBlobStore(BlobStore):
             raise ResourceExhaustedError(
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
-        return await open_lmdb_upload(self._storage, self.active_uploads, name, restart=restart)
+        return await begin_upload(self._new_upload(name), restart=restart)
+
+    def _new_upload(self, name: UploadName) -> LmdbUpload:
+        if name.compressor is Compressor.ZSTD:
+            return LmdbZstdUpload(self._storage, self.active_uploads, name)
+        # What was staged compressed goes on so, whatever the setting is now.
+        if self._compresses or self._is_staged_compressed(name):
+            return LmdbCompressingUpload(self._storage, self.active_uploads, name, self._storage.encoder)
+        return LmdbUpload(self._storage, self.active_uploads, name)
+
+    def _is_staged_compressed(self, name: UploadName) -> bool:
+        record = self._upload_record(name)
+        return record is not None and record.compression != records.COMPRESSION_NONE
+
+    def _upload_record(self, name: UploadName) -> records.UploadRecord | None:
+        digest = name.digest
+        key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes, name.compressor)
+        with self._environment.read() as txn:
+            value = txn.get(key, db=self._environment.uploads)
+        return None if value is None else records.UploadRecord.unpack(value)
 
     @override
     async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:
@@ -254,12 +376,17 @@ class LmdbBlobStore(BlobStore):
 
     @override
     async def put_upload(self, name: UploadName, data: memoryview) -> None:
-        if len(data) > INLINE_BYTES:
+        if max(len(data), name.digest.size_bytes) > INLINE_BYTES:
             await super().put_upload(name, data)
             return
         # Whether it is there already is for the writer to see. Each look into LMDB lets go of the GIL, and getting it
         # back from a writer at work takes longer than all else that there is to do here.
-        blob = _prepare(name.digest, data)
+        if name.compressor is Compressor.ZSTD:
+            blob = await self._loop.run_in_executor(self._storage.executor, _prepare_zstd, name.digest, data)
+        elif self._may_compress([len(data)]):
+            blob = await self._loop.run_in_executor(self._storage.executor, self._prepare, name.digest, data)
+        else:
+            blob = _prepare(name.digest, data)
         if isinstance(blob, LatheError):
             raise blob
         if blob is not None:
@@ -269,6 +396,8 @@ class LmdbBlobStore(BlobStore):
     def put_at_once(self, name: UploadName, data: memoryview) -> asyncio.Future[None] | None:
         writer = self._storage.writer
         if len(data) > INLINE_BYTES or not writer.has_room:
+            return None
+        if name.compressor is not Compressor.IDENTITY or self._may_compress([len(data)]):
             return None
         blob = _prepare(name.digest, data)
         if isinstance(blob, LatheError):
@@ -280,10 +409,8 @@ class LmdbBlobStore(BlobStore):
         digest = name.digest
         if not self.find_missing([(digest, digest.key, digest.size_bytes)]):
             return UploadStatus(digest.size_bytes, True)
-        key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes)
-        with self._environment.read() as txn:
-            value = txn.get(key, db=self._environment.uploads)
-        return UploadStatus(0 if value is None else records.UploadRecord.unpack(value).committed_bytes, False)
+        record = None if name.compressor is Compressor.ZSTD else self._upload_record(name)
+        return UploadStatus(0 if record is None else record.committed_bytes, False)
 
     @override
     async def remove(self, digests: Sequence[Digest]) -> int:
@@ -312,6 +439,8 @@ class LmdbBlobStore(BlobStore):
             counters={
                 "written_blobs": report.written_blobs,
                 "written_bytes": report.written_bytes,
+                "compressed_blobs": report.compressed_blobs,
+                "compression_saved_bytes": report.compression_saved_bytes,
                 "evicted_blobs": report.evicted_blobs,
                 "evicted_bytes": report.evicted_bytes,
                 "evicted_action_results": report.evicted_action_results,
@@ -329,8 +458,8 @@ def _is_quick(sizes_bytes: Sequence[int]) -> bool:
     return len(sizes_bytes) <= INLINE_BLOBS and sum(sizes_bytes) <= INLINE_BYTES
 
 
-def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
-    """Verify a blob and cut it; None for the empty blob, which needs no storing."""
+def _prepare(digest: Digest, data: memoryview, encoder: ZstdEncoder | None = None) -> NewBlob | LatheError | None:
+    """Verify a blob and cut it, compressed if there is an encoder; None for the empty blob, which needs no storing."""
     hasher = digest.function.new_hasher()
     hasher.update(data)
     got = hasher.hexdigest()
@@ -339,4 +468,18 @@ def _prepare(digest: Digest, data: memoryview) -> NewBlob | LatheError | None:
     if not digest.size_bytes:
         return None
     key = digest.key
-    return NewBlob(key, digest.size_bytes, cut(data, chunk_seed(key)))
+    chunks, compression = plain(data, key) if encoder is None else compressed_if_worth_it(data, key, encoder)
+    return NewBlob(key, digest.size_bytes, chunks, compression)
+
+
+def _prepare_zstd(digest: Digest, encoded: memoryview) -> NewBlob | LatheError | None:
+    """Do the same with a blob that the client compressed; in a thread."""
+    try:
+        data = decode_whole(encoded, digest.size_bytes)
+    except LatheError as error:
+        return error
+    got = Digest.of(data, digest.function)
+    if got != digest:
+        return DigestMismatchError(digest, str(got))
+    key = digest.key
+    return NewBlob(key, digest.size_bytes, *as_it_came(encoded, data, key)) if digest.size_bytes else None

@@ -47,9 +47,17 @@ def chunk_seed(owner: bytes) -> int:
     """Return what seeds the checksum of chunk 0, from what the chunks belong to; chunk n has this and n.
 
     Args:
-        owner: The digest key of a blob; ``ActionResultRecord.identity`` of an action result.
+        owner: The digest key of a blob, see ``blob_seed``; ``ActionResultRecord.identity`` of an action result.
     """
     return xxhash.xxh3_64_intdigest(owner)
+
+
+def blob_seed(key: bytes, compression: int) -> int:
+    """Return what seeds the checksum of a blob's chunk 0: it says, too, whether they hold the blob or a stream.
+
+    Else a record whose ``compression`` is damaged would have the stream given away as the blob.
+    """
+    return chunk_seed(key + bytes((compression,)) if compression else key)
 
 
 def checksum(data: Buffer, seed: int, number: int) -> bytes:
@@ -102,6 +110,11 @@ def cut_pieces(pieces: Sequence[memoryview], seed: int, first_number: int = 0) -
         if begun_bytes:
             begun = [piece[end:]]
     return chunks + cut(b"".join(begun), seed, first_number + len(chunks))
+
+
+def length_of(chunks: Sequence[Chunk]) -> int:
+    """Return how many bytes chunks hold together."""
+    return sum(memoryview(chunk.data).nbytes for chunk in chunks)
 
 
 def put_chunks(

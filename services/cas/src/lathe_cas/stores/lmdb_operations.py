@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from typing_extensions import override
 
 from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_chunks import length_of
 from lathe_shared.errors import AbortedError, LatheError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class NewBlob:
     key: bytes
     size_bytes: int
     chunks: Sequence[Chunk]
+    compression: int = records.COMPRESSION_NONE
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ class PutBlobs(Operation[list[LatheError | None]]):
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
         except LatheError as error:
             return error
-        batch.add_blob(blob.key, blob.size_bytes, blob.chunks)
+        batch.add_blob(blob.key, blob.size_bytes, blob.chunks, blob.compression)
         return None
 
 
@@ -110,10 +112,12 @@ class PutUpload(Operation[None]):
         blob = self.blob
         if not batch.has_blob(blob.key, blob.size_bytes):
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
-            batch.add_blob(blob.key, blob.size_bytes, blob.chunks)
+            batch.add_blob(blob.key, blob.size_bytes, blob.chunks, blob.compression)
         if batch.totals.staged_bytes:
             name = self.name
-            upload_key = records.upload_key(name.instance_name, name.upload_id, blob.key, blob.size_bytes)
+            upload_key = records.upload_key(
+                name.instance_name, name.upload_id, blob.key, blob.size_bytes, name.compressor
+            )
             staged = batch.upload(upload_key)
             if staged is not None:
                 batch.drop_upload(upload_key, staged)
@@ -169,10 +173,11 @@ class StageUpload(Operation[None]):
         takes_over: The session whose work it goes on with, as its record said; None for a new upload.
         restart: Whether what is staged is to be forgotten; only together with ``takes_over``.
         offset_bytes: Bytes committed before this operation, without a part chunk that this one replaces.
-        committed_bytes: Bytes committed afterwards.
+        committed_bytes: Bytes committed afterwards; what the chunks hold may be other bytes.
         replaced_bytes: Length of the part chunk that the first of ``chunks`` replaces; zero if none.
         chunks: What to write.
         now: Wall clock seconds, for clearing abandoned uploads by age.
+        compression: Whether the chunks hold the client's bytes or a stream that these are decoded from.
     """
 
     upload_key: bytes
@@ -184,11 +189,12 @@ class StageUpload(Operation[None]):
     replaced_bytes: int
     chunks: Sequence[Chunk]
     now: int
+    compression: int = records.COMPRESSION_NONE
 
     @property
     @override
     def cost_bytes(self) -> int:
-        return self.committed_bytes - self.offset_bytes
+        return length_of(self.chunks)
 
     @override
     def apply(self, batch: WriteBatch) -> None:
@@ -221,7 +227,7 @@ class StageUpload(Operation[None]):
             batch.drop_upload(self.upload_key, record)
             record = None
         replaced = 1 if self.replaced_bytes else 0
-        first_number = self.offset_bytes // records.CHUNK_BYTES
+        first_number = (record.chunks if record else 0) - replaced
         storage_id = batch.new_storage_id() if record is None else record.storage_id
         if replaced:
             batch.unstage_chunk(storage_id, first_number)
@@ -236,6 +242,8 @@ class StageUpload(Operation[None]):
             first_number + len(self.chunks),
             self.owner,
             self.now,
+            length_of(self.chunks) - self.replaced_bytes + (record.stored_bytes if record else 0),
+            self.compression,
         )
         batch.put_upload(self.upload_key, record, new)
         return new
@@ -269,7 +277,7 @@ class PublishUpload(Operation[None]):
             return
         batch.reserve(sum(chunk.disk_bytes for chunk in self.last.chunks) + _INDEX)
         if record is None:
-            batch.add_blob(self.key, self.size_bytes, self.last.chunks)
+            batch.add_blob(self.key, self.size_bytes, self.last.chunks, self.last.compression)
             return
         if self.last.chunks or self.last.restart:
             record = self.last.stage(batch, record)

@@ -40,6 +40,8 @@ LAYOUT_PLAIN = 0
 """Every chunk but the last holds CHUNK_BYTES. Other numbers are free for other ways to cut."""
 
 COMPRESSION_NONE = 0
+COMPRESSION_ZSTD = 1
+"""The chunks hold a zstd stream of any number of frames. The numbers are REAPI's for compressors."""
 
 
 def _unpack(form: struct.Struct, value: bytes) -> tuple[int, ...]:
@@ -104,6 +106,7 @@ class FreshRecords(dict[int, bytes]):
 class UploadRecord(NamedTuple):
     """Value of ``uploads``: what has arrived of a blob that is not whole yet.
 
+    ``committed_bytes`` are the client's, ``stored_bytes`` those in the chunks.
     ``owner`` is a random number of the session that writes; a second session for the same upload replaces it, and
     the first one then fails instead of mixing its bytes in.
     """
@@ -114,6 +117,8 @@ class UploadRecord(NamedTuple):
     chunks: int
     owner: int
     updated_at: int
+    stored_bytes: int
+    compression: int
 
     def pack(self) -> bytes:
         """Return the bytes that LMDB keeps."""
@@ -125,7 +130,7 @@ class UploadRecord(NamedTuple):
         return cls._make(_unpack(_UPLOAD, value))
 
 
-_UPLOAD = struct.Struct(">QQQIQQ")
+_UPLOAD = struct.Struct(">QQQIQQQB")
 
 REFERENCES_INCOMPLETE = 1
 """Flag of an ActionResultRecord: the references lack what unread Trees name, so Get expands them itself."""
@@ -277,9 +282,12 @@ def name_hash(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
-def upload_key(instance_name: str, upload_id: str, digest_key: bytes, size_bytes: int) -> bytes:
-    """Return the key of ``uploads``."""
-    return instance_name_hash(instance_name) + name_hash(upload_id) + SIZE.pack(size_bytes) + digest_key
+def upload_key(
+    instance_name: str, upload_id: str, digest_key: bytes, size_bytes: int, compression: int = COMPRESSION_NONE
+) -> bytes:
+    """Return the key of ``uploads``. What a client compressed itself is another upload than what it did not."""
+    key = instance_name_hash(instance_name) + name_hash(upload_id) + SIZE.pack(size_bytes) + digest_key
+    return key + bytes((compression,)) if compression else key
 
 
 def action_result_key(instance_name: str, digest_key: bytes) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lathe_cas.compression.zstd_encoder import DEFAULT_LEVEL, ZstdEncoder
 from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_committer import LmdbCommitter
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
@@ -43,6 +44,8 @@ class LmdbOptions:
         touch_step_seconds: Resolution of the access order.
         upload_max_age_seconds: When an unfinished upload counts as abandoned.
         threads: Threads that hash and that read large blobs; None means two more than there are processors.
+        compress_stored: Whether what clients send uncompressed is compressed where that is worth it.
+        zstd_level: Level of what the store compresses itself.
         map_size_bytes: Address space; None means far more than the limit needs. Tests make it small.
     """
 
@@ -51,6 +54,8 @@ class LmdbOptions:
     upload_max_age_seconds: int = UPLOAD_MAX_AGE_SECONDS
     threads: int | None = None
     map_size_bytes: int | None = None
+    compress_stored: bool = False
+    zstd_level: int = DEFAULT_LEVEL
 
 
 class LmdbStorage:
@@ -85,6 +90,7 @@ class LmdbStorage:
             options.threads or (os.cpu_count() or 1) + 2, thread_name_prefix="lathe-cas-io"
         )
         self.writer = LmdbWriter(self.committer)
+        self.encoder = ZstdEncoder(options.zstd_level)
 
     def note_index_damage(self, error: lmdb.Error) -> None:
         """Log that LMDB came upon a damaged page of an index; once, since every look-up that goes there will."""

@@ -21,7 +21,7 @@ from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut_pieces, read_chunks
 from lathe_cas.stores.lmdb_operations import DropUpload, PublishUpload, StageUpload
 from lathe_shared.digest import Digest
-from lathe_shared.errors import AbortedError, DigestMismatchError, LatheError
+from lathe_shared.errors import AbortedError, DigestMismatchError, InvalidArgumentError, LatheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,23 +47,14 @@ piece is a time to let go of the GIL."""
 _log = structlog.get_logger(__name__)
 
 
-async def open_lmdb_upload(
-    storage: LmdbStorage, active: dict[bytes, LmdbUpload], name: UploadName, *, restart: bool
-) -> LmdbUpload:
-    """Begin an upload or go on with what is staged of it.
+async def begin_upload(upload: LmdbUpload, *, restart: bool) -> LmdbUpload:
+    """Begin an upload or go on with what is staged of it; a stream of this process that holds it loses it.
 
     Args:
-        storage: Where to.
-        active: The uploads that streams of this process hold; a stream that holds this one loses it.
-        name: Which upload.
+        upload: Which upload, newly made.
         restart: Whether to forget what is staged.
     """
-    digest = name.digest
-    key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes)
-    upload = LmdbUpload(storage, active, name, key)
-    while (previous := active.get(key)) is not None:
-        await previous.give_up()
-    active[key] = upload
+    await upload.take_hold()
     try:
         await upload.resume(restart=restart)
     except BaseException:
@@ -75,9 +66,10 @@ async def open_lmdb_upload(
 async def open_unnamed_lmdb_upload(
     storage: LmdbStorage, active: dict[bytes, LmdbUpload], function: DigestFunction, expected_hash: str | None
 ) -> LmdbUnnamedUpload:
-    """Begin an upload whose digest is not known yet; see ``open_lmdb_upload``."""
+    """Begin an upload whose digest is not known yet; see ``begin_upload``. It is stored as it comes."""
     digest = Digest(expected_hash or "0" * function.hash_length, 0, function)
-    return LmdbUnnamedUpload(await open_lmdb_upload(storage, active, _secret_name(digest), restart=True), expected_hash)
+    upload = await begin_upload(LmdbUpload(storage, active, _secret_name(digest)), restart=True)
+    return LmdbUnnamedUpload(upload, expected_hash)
 
 
 def _secret_name(digest: Digest) -> UploadName:
@@ -86,15 +78,21 @@ def _secret_name(digest: Digest) -> UploadName:
 
 
 class LmdbUpload(Upload):
-    """One stream's hold on an upload; made by ``open_lmdb_upload``."""
+    """One stream's hold on an upload, which begins with ``begin_upload``.
 
-    def __init__(
-        self, storage: LmdbStorage, active: dict[bytes, LmdbUpload], name: UploadName, upload_key: bytes
-    ) -> None:
+    Args:
+        storage: Where to.
+        active: The uploads that streams of this process hold.
+        name: Which upload.
+    """
+
+    def __init__(self, storage: LmdbStorage, active: dict[bytes, LmdbUpload], name: UploadName) -> None:
         self._storage = storage
         self._active = active
         self._digest = name.digest
-        self._key = upload_key
+        self._key = records.upload_key(
+            name.instance_name, name.upload_id, name.digest.key, name.digest.size_bytes, name.compressor
+        )
         self._seed = chunk_seed(name.digest.key)
         self._loop = asyncio.get_running_loop()
         # Random, so that two streams are never taken for one another, not even in two processes or after a restart.
@@ -104,6 +102,7 @@ class LmdbUpload(Upload):
         self._hasher: Hasher = name.digest.function.new_hasher()
         self._committed_at_open = 0
         self._staged_bytes = 0
+        self._staged_chunks = 0
         self._replaced_bytes = 0
         self._buffer: list[memoryview] = []
         self._buffered = 0
@@ -111,11 +110,18 @@ class LmdbUpload(Upload):
         self._stages: deque[asyncio.Future[None]] = deque()
         self._ending: asyncio.Task[None] | None = None
         self._lost: LatheError | None = None
+        self._compression = records.COMPRESSION_NONE
 
     @property
     @override
     def committed_bytes(self) -> int:
         return self._committed_at_open
+
+    async def take_hold(self) -> None:
+        """Take the upload away from the stream that holds it."""
+        while (previous := self._active.get(self._key)) is not None:
+            await previous.give_up()
+        self._active[self._key] = self
 
     async def resume(self, *, restart: bool) -> None:
         """Look up what is staged and hash it again; a hash cannot be saved and continued."""
@@ -128,6 +134,7 @@ class LmdbUpload(Upload):
         self._restart = restart
         if restart:
             return
+        self._compression = record.compression
         try:
             tail = await self._loop.run_in_executor(self._storage.executor, self._hash_staged, record)
         except ChunkDamagedError as error:
@@ -138,6 +145,7 @@ class LmdbUpload(Upload):
             return
         self._committed_at_open = record.committed_bytes
         self._staged_bytes = record.committed_bytes - len(tail)
+        self._staged_chunks = record.chunks - bool(tail)
         self._replaced_bytes = self._buffered = len(tail)
         self._buffer = [memoryview(tail)] if tail else []
 
@@ -171,19 +179,24 @@ class LmdbUpload(Upload):
             await self._settle_first_stage()
         await self._storage.writer.wait_for_room()
         self._check_hold()
-        pieces = self._take(self._buffered - self._buffered % records.CHUNK_BYTES)
-        self._hashing = asyncio.create_task(self._hash_and_submit(pieces))
+        length = self._buffered - self._buffered % records.CHUNK_BYTES
+        self._hashing = asyncio.create_task(self._hash_and_submit(self._take(length), length))
 
-    async def _hash_and_submit(self, pieces: list[memoryview]) -> None:
-        chunks = await self._loop.run_in_executor(self._storage.executor, self._hash_and_cut, pieces)
-        self._submit_stage(chunks)
+    async def _hash_and_submit(self, pieces: list[memoryview], length: int) -> None:
+        self._submit_stage(await self._hash_and_cut(pieces, length), length)
 
-    def _hash_and_cut(self, pieces: list[memoryview]) -> list[Chunk]:
-        """Hash the next bytes and cut them into chunks; in any thread, while no other bytes are on their way."""
-        return self._cut(self._hash(pieces))
+    async def _hash_and_cut(self, pieces: list[memoryview], length: int) -> list[Chunk]:
+        """Hash the next bytes and turn them into chunks: their own, unless a subclass stores them in another form.
+
+        Raises:
+            InvalidArgumentError: They cannot be part of the blob.
+        """
+        if length <= INLINE_HASH_BYTES:
+            return self._cut(self._hash(pieces))
+        return await self._loop.run_in_executor(self._storage.executor, lambda: self._cut(self._hash(pieces)))
 
     def _hash(self, pieces: list[memoryview]) -> list[memoryview]:
-        """Hash the next bytes, and return them as ``_cut`` likes them.
+        """Hash the next bytes, and return them as ``_cut`` likes them; in any thread.
 
         Large pieces, such as messages of a megabyte, are not copied together: only a chunk that two of them share will
         be.
@@ -195,17 +208,16 @@ class LmdbUpload(Upload):
         return pieces
 
     def _cut(self, pieces: list[memoryview]) -> list[Chunk]:
-        return cut_pieces(pieces, self._seed, self._staged_bytes // records.CHUNK_BYTES)
+        return cut_pieces(pieces, self._seed, self._staged_chunks)
 
-    def _submit_stage(self, chunks: list[Chunk]) -> None:
-        stage = self._storage.writer.submit_nowait(self._next_stage(chunks))
+    def _submit_stage(self, chunks: list[Chunk], length: int) -> None:
+        stage = self._storage.writer.submit_nowait(self._next_stage(chunks, length))
         # The first stage that fails is the one that is reported; the others fail as a consequence.
         stage.add_done_callback(_retrieve)
         self._stages.append(stage)
 
-    def _next_stage(self, chunks: list[Chunk]) -> StageUpload:
-        """Describe the next operation and move on behind it."""
-        length = sum(memoryview(chunk.data).nbytes for chunk in chunks)
+    def _next_stage(self, chunks: list[Chunk], length: int) -> StageUpload:
+        """Describe the next operation, which stores ``length`` of the client's bytes, and move on behind it."""
         stage = StageUpload(
             self._key,
             self._owner,
@@ -216,8 +228,10 @@ class LmdbUpload(Upload):
             self._replaced_bytes,
             chunks,
             int(self._storage.wall_seconds()),
+            self._compression,
         )
         self._staged_bytes += length
+        self._staged_chunks += len(chunks)
         self._replaced_bytes = 0
         self._restart = False
         return stage
@@ -257,26 +271,36 @@ class LmdbUpload(Upload):
             self._check_hold()
             length = self._buffered
             pieces = self._take(length)
-            if length <= INLINE_HASH_BYTES:
-                pieces = self._hash(pieces)
-            else:
-                pieces = await self._loop.run_in_executor(self._storage.executor, self._hash, pieces)
-            found = Digest(self._hasher.hexdigest(), self._staged_bytes + length, self._digest.function)
+            chunks = await self._hash_and_cut(pieces, length)
+            found = self._found(self._staged_bytes + length)
             expected = expect(found)
             if found != expected:
-                await self._drop()
                 raise DigestMismatchError(expected, str(found))
             if not found.size_bytes:
                 return found
-            if (seed := chunk_seed(found.key)) != self._seed and self._staged_bytes:
-                await self._move(found, pieces)
-                return found
-            self._seed = seed
-            last = self._next_stage(self._cut(pieces))
+            if (seed := chunk_seed(found.key)) != self._seed:
+                # Nobody told the hash before, so the checksums are those of another key.
+                if self._staged_bytes:
+                    await self._move(found, pieces)
+                    return found
+                self._seed = seed
+                chunks = self._cut(pieces)
+            last = self._next_stage(chunks, length)
             await self._storage.writer.submit(PublishUpload(found.key, found.size_bytes, last))
             return found
+        except InvalidArgumentError:
+            await self._drop()
+            raise
         finally:
             self.release()
+
+    def _found(self, received_bytes: int) -> Digest:
+        """Return the digest of all that came.
+
+        Raises:
+            InvalidArgumentError: It cannot be a blob.
+        """
+        return Digest(self._hasher.hexdigest(), received_bytes, self._digest.function)
 
     async def _move(self, found: Digest, rest: list[memoryview]) -> None:
         """Write what is staged once more, under the key that it turned out to have: checksums are made for one key.
@@ -286,11 +310,10 @@ class LmdbUpload(Upload):
             rest: Those that are not staged.
         """
         storage = self._storage
-        upload = await open_lmdb_upload(storage, self._active, _secret_name(found), restart=True)
+        upload = await begin_upload(LmdbUpload(storage, self._active, _secret_name(found)), restart=True)
         try:
-            staged_chunks = self._staged_bytes // records.CHUNK_BYTES
-            for first in range(0, staged_chunks, STAGE_BYTES // records.CHUNK_BYTES):
-                count = min(STAGE_BYTES // records.CHUNK_BYTES, staged_chunks - first)
+            for first in range(0, self._staged_chunks, STAGE_BYTES // records.CHUNK_BYTES):
+                count = min(STAGE_BYTES // records.CHUNK_BYTES, self._staged_chunks - first)
                 data = await self._loop.run_in_executor(storage.executor, self._read_staged, first, count)
                 await upload.append([memoryview(data)], len(data))
             await upload.append(rest, sum(map(len, rest)))
@@ -318,12 +341,17 @@ class LmdbUpload(Upload):
             self._buffered += length
             await self._settle()
             if self._buffered != self._replaced_bytes:
-                self._submit_stage(self._cut(self._take(self._buffered)))
+                length = self._buffered
+                self._submit_stage(await self._cut_rest(self._take(length), length), length)
                 await self._settle()
                 return self._staged_bytes
             return self._staged_bytes + self._buffered
         finally:
             self.release()
+
+    async def _cut_rest(self, pieces: list[memoryview], length: int) -> list[Chunk]:  # noqa: ARG002
+        """Turn into chunks what is kept for a later stream, which hashes the part chunk at its end."""
+        return self._cut(pieces)
 
     @override
     def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:

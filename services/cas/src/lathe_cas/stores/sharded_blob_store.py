@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
     from lathe_cas.stores.shard_map import ShardMap
+    from lathe_shared.compressor import Compressor
     from lathe_shared.digest import DigestFunction
 
 T = TypeVar("T")
@@ -84,9 +85,19 @@ class ShardedBlobStore(BlobStore):
         )
 
     @override
+    async def put_many_zstd(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
+        keys = (digest.key for digest, _ in blobs)
+        return await self._divide(blobs, keys, lambda shard, share: shard.put_many_zstd(share))
+
+    @override
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
         keys = (digest.key for digest in digests)
         return await self._divide(digests, keys, lambda shard, share: shard.read_many(share))
+
+    @override
+    async def read_many_as_stored(self, digests: Sequence[Digest]) -> list[tuple[Compressor, bytes] | None]:
+        keys = (digest.key for digest in digests)
+        return await self._divide(digests, keys, lambda shard, share: shard.read_many_as_stored(share))
 
     @override
     def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
@@ -95,6 +106,10 @@ class ShardedBlobStore(BlobStore):
     @override
     def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
         return self._shard(digest).read(digest, offset_bytes, limit_bytes)
+
+    @override
+    def read_zstd(self, digest: Digest, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+        return self._shard(digest).read_zstd(digest, offset_bytes)
 
     @override
     async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:

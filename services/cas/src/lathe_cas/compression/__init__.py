@@ -1,0 +1,1 @@
+"""Zstandard streams: their framing, bounded decoding, encoding. Without I/O."""
