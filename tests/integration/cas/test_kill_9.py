@@ -144,6 +144,7 @@ class CasUnderLoad:
             f"--http-port={http_port}",
             f"--data-dir={self.data_dir}",
             f"--max-size-bytes={limit_bytes}",
+            "--lease-seconds=0",
         ]
         self.process = ServiceProcess(name, "lathe-cas", flags, http_port, root / f"{name}.log")
 

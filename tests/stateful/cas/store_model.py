@@ -1,7 +1,8 @@
 """What a store should hold, in dicts: the model that the machine checks the store against.
 
-Which data is evicted is the store's choice within bounds: only when it needs room, and the least recently used first,
-in coarse steps. So the model learns from the store what is gone, and judges whether it may be.
+Which data is evicted is the store's choice within bounds: only when it needs room or the data is too old, never while
+it is leased, and the least recently used first, in coarse steps. So the model learns from the store what is gone, and
+judges whether it may be.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from lathe_shared.digest import Digest
 
 @dataclass
 class ModelResult:
-    """An action result: its bytes, what it names, whether that is all, and the step of its last use."""
+    """An action result: its bytes, what it names, whether that is all, and the step and time of its last use."""
 
     action_result: bytes
     references: list[Digest]
     expanded: bool
     step: int
+    used_at: float
 
 
 @dataclass
@@ -49,14 +51,18 @@ class Model:
     """Everything at once.
 
     Attributes:
+        lease_seconds: For how long what was used must stay.
         blobs: Touch step of each blob.
+        used_at: Time of each blob's last use.
         results: By the key that the store files them under.
         uploads: Unfinished uploads.
         sessions: Streams that hold an upload.
         lost: Streams that lost theirs to another one.
-        fresh: What was used since ``learn``. It stays, even if a clock that was set back makes it look old.
+        fresh: What was used since ``learn``. It stays, in whatever step the store notes that.
     """
 
+    lease_seconds: int = 0
+    used_at: dict[Digest, float] = field(default_factory=dict)
     blobs: dict[Digest, int] = field(default_factory=dict)
     results: dict[bytes, ModelResult] = field(default_factory=dict)
     uploads: dict[UploadName, ModelUpload] = field(default_factory=dict)
@@ -64,9 +70,11 @@ class Model:
     lost: list[Session] = field(default_factory=list)
     fresh: set[Digest | bytes] = field(default_factory=set)
 
-    def use(self, digest: Digest, step: int) -> None:
-        """Note that a blob is used or put; a clock that was set back makes nothing older."""
-        self.blobs[digest] = max(step, self.blobs.get(digest, 0))
+    def use(self, digest: Digest, step: int, now: float) -> None:
+        """Note that a blob is used or put."""
+        assert step >= self.blobs.get(digest, 0), "time goes on"
+        self.blobs[digest] = step
+        self.used_at[digest] = now
         self.fresh.add(digest)
 
     def put_result(self, key: bytes, result: ModelResult) -> None:
@@ -79,18 +87,28 @@ class Model:
     def missing(self, digests: list[Digest]) -> list[Digest]:
         return [digest for digest in digests if not self.has(digest)]
 
-    def learn(self, blobs: dict[Digest, int], results: dict[bytes, int], now_step: int) -> int:
+    def learn(self, blobs: dict[Digest, int], results: dict[bytes, int], now_step: int, now: float) -> int:
         """Take over what the store holds; return how many things were evicted.
 
-        Asserts that nothing appeared from nowhere, and that what went was used no later than what stayed.
+        Asserts that nothing appeared from nowhere, that what went was used no later than what stayed, and not within
+        its lease, and that no action result was outlived by what it names.
         """
         assert blobs.keys() <= self.blobs.keys(), "a blob that nobody put"
         assert results.keys() <= self.results.keys(), "an action result that nobody put"
         gone = [self.blobs[digest] for digest in self.blobs.keys() - blobs.keys()]
         gone += [self.results[key].step for key in self.results.keys() - results.keys()]
-        for digest in list(self.blobs):
-            if digest not in blobs:
-                del self.blobs[digest]
+        gone_blobs = self.blobs.keys() - blobs.keys()
+        for key, result in self.results.items():
+            # Without a lease the blobs of a result may go to make room for it.
+            if key in results and self.lease_seconds:
+                assert gone_blobs.isdisjoint(result.references), "a blob went before an action result that names it"
+        used = [self.used_at[digest] for digest in gone_blobs]
+        used += [self.results[key].used_at for key in self.results.keys() - results.keys()]
+        if used and self.lease_seconds:
+            assert max(used) + self.lease_seconds <= now, "something went that was leased"
+        for digest in gone_blobs:
+            del self.blobs[digest]
+            del self.used_at[digest]
         for key in list(self.results):
             if key not in results:
                 del self.results[key]

@@ -1,5 +1,7 @@
 """Any order of requests leaves the LMDB stores consistent, and they hold what was put and not evicted.
 
+What is leased is never evicted, whatever the clocks do, and what is refused for want of room is refused rightly.
+
 The stores run with chunks of a hundred bytes, so that everything that otherwise begins with megabytes (several chunks,
 staging, threads, garbage, full log groups) happens with blobs of a few hundred.
 """
@@ -35,6 +37,9 @@ from lathe_cas.stores import (
     lmdb_stored_form,
     lmdb_upload,
 )
+from lathe_cas.stores.lmdb_batch import WriteBatch
+from lathe_cas.stores.lmdb_committer import AGE_CHECK_SECONDS
+from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlobs
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     AbortedError,
@@ -49,9 +54,13 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 100
 LIMIT_BYTES = 9_000
-BLOBS = dict(blob(size) for size in (1, 99, 100, 101, 250, 330, 800, 1_600, 2_500))
+BLOBS = dict(blob(size) for size in (1, 99, 100, 101, 250, 330, 800, 1_600, 1_900, 2_200, 2_500))
 DIGESTS = sorted(BLOBS)
 NAMES = [upload_name(Digest.of(blob(size)[1]), upload_id) for size, upload_id in ((330, "u"), (800, "u"), (800, "v"))]
+LEASE_SECONDS = 450
+"""No multiple of a step, so that rounding counts."""
+MAX_AGE_SECONDS = 3_000
+FAR_AWAY_SECONDS = 40 * 365 * 86_400
 ACTIONS = [("", Digest.of(b"a")), ("main", Digest.of(b"a")), ("main", Digest.of(b"b"))]
 EMPTY = Digest.of(b"")
 
@@ -62,8 +71,27 @@ def disk_bytes(size_bytes: int) -> int:
     return lmdb_records.blob_disk_bytes(size_bytes) + lmdb_records.INDEX_OVERHEAD_BYTES
 
 
+class PutAndAsk(Operation[LatheError | None]):
+    """Puts a blob, and asks in the middle of the transaction, as another thread may at any time."""
+
+    def __init__(self, store: LmdbStore, digest: Digest) -> None:
+        self.store = store
+        self.digest = digest
+        self.missing: list[Digest] = []
+
+    @override
+    def apply(self, batch: WriteBatch) -> LatheError | None:
+        digest = self.digest
+        blob = NewBlob(
+            digest.key, digest.size_bytes, lmdb_chunks.cut(BLOBS[digest], lmdb_chunks.chunk_seed(digest.key))
+        )
+        (outcome,) = PutBlobs([blob]).apply(batch)
+        self.missing = missing(self.store.blobs, *DIGESTS)
+        return outcome
+
+
 class StoreMachine(RuleBasedStateMachine):
-    """Clients that do anything at any time, with a clock that jumps and a process that is restarted."""
+    """Clients that do anything at any time, with a clock that is set and a process that is restarted."""
 
     compress_stored = False
 
@@ -89,7 +117,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = LmdbStore(Path(self.folder.name) / "store", LIMIT_BYTES, compress_stored=self.compress_stored)
         self.model = Model()
         self.evicted_before = 0
-        self.latest = self.store.now
+        self.clock_ahead_seconds = 0.0
+        self.max_age_seconds: int | None = None
+        self.newest_step = 0
 
     # ---- plumbing
 
@@ -105,8 +135,29 @@ class StoreMachine(RuleBasedStateMachine):
         return self.runner.run(run())
 
     @property
+    def now(self) -> float:
+        """The time as the store should see it."""
+        return self.store.now + self.clock_ahead_seconds
+
+    @property
     def step(self) -> int:
-        return int(self.store.now) // STEP_SECONDS
+        return int(self.now) // STEP_SECONDS
+
+    def leased_bytes(self) -> int:
+        """Bytes on disk of what the store may still have to keep: the lease, and two steps for its rounding."""
+        if not self.model.lease_seconds:
+            return 0
+        since = self.now - self.model.lease_seconds - 2 * STEP_SECONDS
+        leased = sum(
+            disk_bytes(digest.size_bytes) for digest, used_at in self.model.used_at.items() if used_at >= since
+        )
+        return leased + sum(
+            self.result_bytes(result) for result in self.model.results.values() if result.used_at >= since
+        )
+
+    @staticmethod
+    def result_bytes(result: ModelResult) -> int:
+        return disk_bytes(len(result.action_result) + 41 * len(result.references))
 
     def staged_bytes(self) -> int:
         return self.store.storage.environment.read_totals().staged_bytes
@@ -114,14 +165,19 @@ class StoreMachine(RuleBasedStateMachine):
     def use(self, *used: Digest) -> None:
         for digest in used:
             if digest in self.model.blobs:
-                self.model.use(digest, self.step)
+                self.model.use(digest, self.step, self.now)
 
     def may_have_expired(self, since: int) -> bool:
-        """Whether an upload that was last written then may have been cleared, at some time since."""
-        return self.latest - since > UPLOAD_MAX_AGE_SECONDS
+        """Whether an upload that was last written then may have been cleared."""
+        return self.now - since > UPLOAD_MAX_AGE_SECONDS
 
-    @initialize()
-    def open(self) -> None:
+    @initialize(
+        lease_seconds=st.sampled_from([0, LEASE_SECONDS]), max_age_seconds=st.sampled_from([None, MAX_AGE_SECONDS])
+    )
+    def open(self, lease_seconds: int, max_age_seconds: int | None) -> None:
+        self.model.lease_seconds = lease_seconds
+        self.max_age_seconds = max_age_seconds
+        self.store.set_policy(lease_seconds=lease_seconds, max_age_seconds=max_age_seconds)
         self.do(self.store.open())
 
     # ---- blobs
@@ -130,6 +186,7 @@ class StoreMachine(RuleBasedStateMachine):
     def put(self, wanted: list[Digest], wrong: set[int]) -> None:
         sent = [BLOBS.get(digest, b"") + b"x" * (number in wrong) for number, digest in enumerate(wanted)]
         staged_bytes = self.staged_bytes()
+        refused: list[Digest] = []
         outcomes = self.do(
             self.store.blobs.put_many([(digest, memoryview(data)) for digest, data in zip(wanted, sent, strict=True)])
         )
@@ -138,9 +195,24 @@ class StoreMachine(RuleBasedStateMachine):
                 assert isinstance(outcome, DigestMismatchError)
             elif outcome is not None:
                 assert isinstance(outcome, ResourceExhaustedError)
-                assert staged_bytes + disk_bytes(digest.size_bytes) > LIMIT_BYTES
+                refused.append(digest)
             elif not digest.is_empty:
-                self.model.use(digest, self.step)
+                self.model.use(digest, self.step, self.now)
+
+        for digest in refused:
+            assert staged_bytes + self.leased_bytes() + disk_bytes(digest.size_bytes) > LIMIT_BYTES
+
+    @precondition(lambda self: self.model.lease_seconds)
+    @rule(digest=st.sampled_from(DIGESTS), wait_seconds=st.sampled_from([0, LEASE_SECONDS, 2 * LEASE_SECONDS]))
+    def put_while_another_asks(self, digest: Digest, wait_seconds: int) -> None:
+        """What is being evicted at this moment is missing already, or stays."""
+        self.store.now += wait_seconds
+        operation = PutAndAsk(self.store, digest)
+        if self.do(self.store.storage.writer.submit(operation)) is None:
+            self.model.use(digest, self.step, self.now)
+        self.use(*(each for each in DIGESTS if each not in operation.missing))
+        count = self.do(self.store.recount())
+        assert set(DIGESTS) - count.blobs.keys() <= {digest, *operation.missing}, "answered as present, and gone"
 
     @rule(digest=st.sampled_from(DIGESTS), is_wrong=st.booleans())
     def put_unnamed(self, digest: Digest, is_wrong: bool) -> None:
@@ -162,10 +234,10 @@ class StoreMachine(RuleBasedStateMachine):
         except DigestMismatchError:
             assert is_wrong
         except ResourceExhaustedError:
-            assert staged_bytes + 2 * disk_bytes(digest.size_bytes) > LIMIT_BYTES
+            assert staged_bytes + self.leased_bytes() + 2 * disk_bytes(digest.size_bytes) > LIMIT_BYTES
         else:
             assert not is_wrong
-            self.model.use(digest, self.step)
+            self.model.use(digest, self.step, self.now)
         # The others are for an instance that has a name.
         environment = self.store.storage.environment
         with environment.read() as txn, txn.cursor(environment.uploads) as cursor:
@@ -201,7 +273,6 @@ class StoreMachine(RuleBasedStateMachine):
     def use_everything(self) -> None:
         """As builds do, time and again: this is what fills the access log with stale entries."""
         self.store.now += STEP_SECONDS
-        self.latest = max(self.latest, self.store.now)
         self.find_missing(DIGESTS)
 
     @precondition(lambda self: self.model.blobs)
@@ -211,6 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.do(self.store.blobs.remove(wanted)) == len(there)
         for digest in there:
             del self.model.blobs[digest]
+            del self.model.used_at[digest]
 
     # ---- action results
 
@@ -229,15 +301,18 @@ class StoreMachine(RuleBasedStateMachine):
         action_result = bytes(size)
         references = [(digest.key, digest.size_bytes) for digest in named]
         staged_bytes = self.staged_bytes()
+        key = self.result_key(instance_name, digest)
+        result = ModelResult(action_result, named, expanded, self.step, self.now)
         try:
             self.do(
                 self.store.results.put(instance_name, digest, StoredActionResult(action_result, references, expanded))
             )
         except ResourceExhaustedError:
-            assert staged_bytes + disk_bytes(size + 41 * len(named)) > LIMIT_BYTES
+            self.use(*named)
+            assert staged_bytes + self.leased_bytes() + self.result_bytes(result) > LIMIT_BYTES
         else:
-            key = self.result_key(instance_name, digest)
-            self.model.put_result(key, ModelResult(action_result, named, expanded, self.step))
+            self.use(*named)
+            self.model.put_result(key, result)
 
     @rule(action=st.sampled_from(ACTIONS))
     def get_result(self, action: tuple[str, Digest]) -> None:
@@ -247,7 +322,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert found is None
         else:
             assert found == FoundActionResult(stored.action_result, stored.expanded)
-            stored.step = max(stored.step, self.step)
+            stored.step = self.step
+            stored.used_at = self.now
             self.use(*stored.references)
 
     @precondition(lambda self: self.model.results)
@@ -279,7 +355,7 @@ class StoreMachine(RuleBasedStateMachine):
         if is_wrong and committed_bytes < len(data):
             data = data[:committed_bytes] + bytes((data[committed_bytes] ^ 1,)) + data[committed_bytes + 1 :]
         wrong_before = committed_bytes > 0 and known.may_be_wrong
-        session = Session(name, upload, data, committed_bytes, int(self.store.now), wrong_before)
+        session = Session(name, upload, data, committed_bytes, int(self.now), wrong_before)
         self.model.sessions[name] = session
 
     @precondition(lambda self: any(known.high_bytes for known in self.model.uploads.values()))
@@ -313,7 +389,7 @@ class StoreMachine(RuleBasedStateMachine):
         # Some of it may be durable by now, all of it if the store liked; none of it if it was begun anew.
         known.low_bytes = 0
         known.high_bytes = max(known.high_bytes, session.sent_bytes)
-        known.updated_at = max(known.updated_at, int(self.store.now))
+        known.updated_at = max(known.updated_at, int(self.now))
         known.may_be_wrong |= session.data != BLOBS[session.name.digest] or session.may_be_wrong
 
     @precondition(lambda self: self.model.sessions)
@@ -340,7 +416,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.failed(session, error)
         else:
             assert is_right, "a blob that is not whole"
-            self.model.use(session.name.digest, self.step)
+            self.model.use(session.name.digest, self.step, self.now)
             self.ended(session, 0)
 
     def suspend(self, session: Session, *, in_background: bool) -> None:
@@ -372,7 +448,8 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.may_have_expired(session.opened_at)
         else:
             assert isinstance(error, ResourceExhaustedError)
-            assert self.staged_bytes() + 2 * disk_bytes(session.name.digest.size_bytes) > LIMIT_BYTES
+            needed = 2 * disk_bytes(session.name.digest.size_bytes)
+            assert self.staged_bytes() + self.leased_bytes() + needed > LIMIT_BYTES
         self.do(session.upload.abandon())
         self.ended(session, session.sent_bytes, at_least=0)
 
@@ -380,7 +457,7 @@ class StoreMachine(RuleBasedStateMachine):
         del self.model.sessions[session.name]
         low_bytes = kept_bytes if at_least is None else at_least
         is_wrong = session.may_be_wrong or session.data != BLOBS[session.name.digest]
-        self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, int(self.store.now), is_wrong)
+        self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, int(self.now), is_wrong)
 
     @precondition(lambda self: self.model.lost)
     @rule(data=st.data(), how=st.sampled_from(["append", "finish", "suspend", "abandon"]))
@@ -412,18 +489,39 @@ class StoreMachine(RuleBasedStateMachine):
 
     # ---- the world
 
-    @rule(seconds=st.sampled_from([1, 100, STEP_SECONDS, 10 * STEP_SECONDS, -700, UPLOAD_MAX_AGE_SECONDS + 200]))
-    def jump(self, seconds: int) -> None:
+    @rule(
+        seconds=st.sampled_from(
+            [1, 100, STEP_SECONDS, LEASE_SECONDS - 10, 10 * STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS + 200]
+        )
+    )
+    def wait(self, seconds: int) -> None:
         self.store.now += seconds
-        self.latest = max(self.latest, self.store.now)
+
+    @rule(seconds=st.sampled_from([-FAR_AWAY_SECONDS, -700, 700, 86_400, FAR_AWAY_SECONDS]))
+    def set_wall_clock(self, seconds: int) -> None:
+        """Which nobody notices before the next start."""
+        self.store.wall_error_seconds = max(seconds + self.store.wall_error_seconds, -FAR_AWAY_SECONDS)
 
     @rule()
     def restart(self) -> None:
+        self.newest_step = max(self.newest_step, self.step)
         self.do(self.store.reopen())
+        wall = self.store.wall_seconds()
+        seen = [*self.model.blobs.values(), *(result.step for result in self.model.results.values())]
+        now = self.store.storage.seconds()
+        # What the log's newest entry, stale perhaps, says; or the wall clock if that is later.
+        assert now == max(wall, self.step_of_log() * STEP_SECONDS)
+        assert max(wall, max(seen, default=0) * STEP_SECONDS) <= now <= max(wall, self.newest_step * STEP_SECONDS)
+        self.clock_ahead_seconds = now - self.store.now
         self.evicted_before = 0
         for session in list(self.model.sessions.values()):
             self.model.lost.append(session)
         self.model.sessions.clear()
+
+    def step_of_log(self) -> int:
+        environment = self.store.storage.environment
+        with environment.read() as txn:
+            return lmdb_access_log.newest_step(txn, environment.access)
 
     # ---- what always holds
 
@@ -433,7 +531,13 @@ class StoreMachine(RuleBasedStateMachine):
         count = self.do(self.store.recount())
         counters = self.store.blobs.status().counters
         evicted = counters["evicted_blobs"] + counters["evicted_action_results"]
-        gone = self.model.learn(count.blobs, count.action_results, self.step)
+        gone = self.model.learn(count.blobs, count.action_results, self.step, self.now)
+        if self.max_age_seconds is not None:
+            oldest = min(
+                [*self.model.used_at.values(), *(each.used_at for each in self.model.results.values())],
+                default=self.now,
+            )
+            assert self.now - oldest < self.max_age_seconds + 2 * STEP_SECONDS + AGE_CHECK_SECONDS, "too old"
         # Of one batch, a blob may be evicted for the first and put again by the last.
         assert gone <= evicted - self.evicted_before
         self.evicted_before = evicted

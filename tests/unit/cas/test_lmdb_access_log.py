@@ -76,7 +76,7 @@ class Log:
         return rounds
 
     def batch(self, txn: object) -> WriteBatch:
-        return WriteBatch(self.environment, txn, self.step, EvictionPolicy(1 << 30), self.touches)  # type: ignore[arg-type]  # the stub's transaction is generic
+        return WriteBatch(self.environment, txn, self.step, EvictionPolicy(1 << 30), self.touches, set())  # type: ignore[arg-type]  # the stub's transaction is generic
 
     def left(self) -> set[bytes]:
         with self.environment.read() as txn:

@@ -154,3 +154,48 @@ def test_a_write_that_ended_early_for_want_of_room_is_a_full_disk() -> None:
     error = to_lathe_error(lmdb.Error("mdb_txn_commit: Input/output error"), 4096)
     assert isinstance(error, ResourceExhaustedError)
     assert "the disk is full" in error.message
+
+
+def test_eviction_goes_on_through_entries_that_are_stale(
+    environment: LmdbEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is freed by them, but what may go stands behind them: no writer should find them in its way."""
+    step = 1
+    policy = EvictionPolicy(3_000, high_ratio=0.6, low_ratio=0.1)
+    group = LmdbCommitter(environment, policy, Touches(lambda: step), lambda: 1000.0, 86_400)
+    monkeypatch.setattr(lmdb_committer, "MAX_EVICTED_ENTRIES", 1)
+    group.commit([put(1), put(2)])
+    for step in range(2, 8):  # noqa: B007 - the committer asks for it
+        group._touches.blobs.update(Digest.of(content(100, seed)).key for seed in (1, 2))
+        group.commit([])
+    group.commit([put(seed) for seed in range(3, 8)])
+    assert environment.read_totals().blobs == 7
+    assert is_pressed(group)
+    batches = 0
+    while is_pressed(group):
+        group.commit([])
+        batches += 1
+    assert environment.read_totals().kept_bytes <= 300
+    assert batches >= 7
+
+
+def test_many_touches_press_unless_they_cannot_be_written(
+    environment: LmdbEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_committer, "MAX_TOUCHES", 1)
+    group = committer(environment)
+    group.commit([put(1)])
+    group._touches.blobs.add(Digest.of(content(100, 1)).key)
+    assert is_pressed(group)
+    with monkeypatch.context() as patch:
+        patch.setattr(WriteBatch, "finish", failing_finish)
+        group.commit([Nothing()])
+    assert group._touches
+    assert not is_pressed(group), "a full disk would be tried again without a pause"
+    group._touches.blobs.add(b"another")
+    group.commit([Nothing()])
+    assert is_pressed(group)
+
+
+def failing_finish(_: WriteBatch) -> None:
+    raise lmdb.DiskError("full")

@@ -130,14 +130,14 @@ def test_a_restart_takes_the_old_chunks_place(environment: LmdbEnvironment) -> N
 def test_a_large_blob_becomes_garbage_that_is_freed_in_steps(environment: LmdbEnvironment) -> None:
     data = content(100 * CHUNK + 5)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1))
+        batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1), set())
         batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     disk_bytes = environment.read_totals().stored_bytes
     freed: list[int] = []
     for step in range(4):
         with environment.env.begin(write=True) as txn:
-            batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1))
+            batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1), set())
             if step == 0:
                 record = batch.blob(Digest.of(data).key)
                 assert record is not None
@@ -157,11 +157,11 @@ def test_room_is_made_by_freeing_garbage_too(environment: LmdbEnvironment) -> No
     data = content(100 * CHUNK)
     policy = EvictionPolicy(110 * 65_600)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
+        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1), set())
         batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1))
+        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1), set())
         batch.reserve(50 * CHUNK)
         assert batch.totals.blobs == 0, "evicted"
         assert batch.totals.used_bytes + 50 * CHUNK <= policy.limit_bytes
@@ -175,13 +175,13 @@ def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment
     touches = Touches(lambda: 1)
     policy = EvictionPolicy(2_000)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, touches)
+        batch = WriteBatch(environment, txn, 1, policy, touches, set())
         batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     touches.blobs.add(Digest.of(data).key)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, touches)
-        with pytest.raises(ResourceExhaustedError, match="nothing that it holds may be evicted"):
+        batch = WriteBatch(environment, txn, 1, policy, touches, set())
+        with pytest.raises(ResourceExhaustedError, match="nothing may be evicted now"):
             batch.reserve(1_500)
         assert batch.totals.blobs == 1
         batch.finish()
@@ -190,7 +190,7 @@ def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment
 def test_only_the_damaged_bytes_are_dropped_not_what_was_written_anew(environment: LmdbEnvironment) -> None:
     committer = Sessions(environment).committer
     put: Operation[Any] = PutBlobs([NewBlob(KEY, len(DATA), cut(DATA, SEED))])
-    put_result: Operation[Any] = PutActionResult(b"result", 6, cut(b"result", RESULT_SEED), 0)
+    put_result: Operation[Any] = PutActionResult(b"result", 6, cut(b"result", RESULT_SEED), [], 0)
     committer.commit([put, put_result])
     damaged_ids = storage_ids(environment)
     committer.commit([RemoveBlobs([(KEY, len(DATA))]), put, put_result])

@@ -88,7 +88,7 @@ async def registered_metrics(directory: Path) -> set[str]:
     registry = CollectorRegistry()
     for service in ("cas", "scheduler", "worker"):
         RpcObserver(ServiceMetrics(service, registry))
-    storage = LmdbStorage(directory, CasSettings().storage_options(), FakeClock().wall_seconds)
+    storage = LmdbStorage(directory, CasSettings().storage_options(), FakeClock())
     try:
         CasMetrics(ServiceMetrics("cas", registry), CasCounters(), LmdbBlobStore(storage).status)
         HttpCacheCounts(ServiceMetrics("cas", registry))

@@ -130,7 +130,7 @@ def _open_stores(runtime: ServiceRuntime, settings: CasSettings) -> tuple[BlobSt
 
 def _open_storage(path: Path, settings: CasSettings) -> LmdbStorage:
     try:
-        storage = LmdbStorage(path, settings.storage_options(), SystemClock().wall_seconds)
+        storage = LmdbStorage(path, settings.storage_options(), SystemClock())
     except StorageFormatError as error:
         raise StartError(str(error)) from None
     except (OSError, lmdb.Error) as error:

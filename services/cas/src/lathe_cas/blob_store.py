@@ -52,6 +52,9 @@ class StoreStatus:
         action_results: Action results held.
         limit_bytes: The limit of ``stored_bytes``.
         file_bytes: Size of the files.
+        oldest_evicted_age_seconds: For how long, at least, that had not been used which was evicted last: the least
+            recently used of its time. None if nothing was evicted since the process began.
+        least_evicted_age_seconds: The least of these since the process began: the worst retention given.
         counters: Counts since the process began, by name.
     """
 
@@ -63,6 +66,8 @@ class StoreStatus:
     action_results: int
     limit_bytes: int
     file_bytes: int
+    oldest_evicted_age_seconds: int | None = None
+    least_evicted_age_seconds: int | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -36,9 +36,11 @@ COUNTER_TEXTS = {
     "written_bytes": "Their bytes",
     "compressed_blobs": "Those of them that were stored compressed",
     "compression_saved_bytes": "Bytes on disk that this saved",
-    "evicted_blobs": "Blobs that went because of the size limit",
+    "evicted_blobs": "Blobs that went because of the size limit or their age",
     "evicted_bytes": "Their bytes",
-    "evicted_action_results": "Action results that went because of the size limit",
+    "evicted_action_results": "Action results that went because of the size limit or their age",
+    "refused_writes": "Writes that found no room, since all that the store held was leased or unfinished",
+    "refused_bytes": "Bytes on disk that they would have taken",
     "expired_uploads": "Unfinished uploads that were forgotten",
     "damaged_blobs": "Blobs that were found damaged, and dropped",
     "damaged_action_results": "Action results that were found damaged, and dropped",
@@ -55,6 +57,8 @@ GAUGE_TEXTS = {
     "action_results": "Action results held, and layouts of split blobs",
     "limit_bytes": "The limit of stored_bytes",
     "file_bytes": "Size of the store's files",
+    "oldest_evicted_age_seconds": "For how long, at least, that was not used which was evicted last",
+    "least_evicted_age_seconds": "The least of these since the start: the worst retention given",
 }
 
 
@@ -131,4 +135,5 @@ class CasMetrics:
         for name, value in {**counts, **status.counters}.items():
             yield CounterMetricFamily(self._prefix + name, COUNTER_TEXTS[name], value=value)
         for name, text in GAUGE_TEXTS.items():
+            # A value that there is not yet has no sample.
             yield GaugeMetricFamily(self._prefix + name, text, value=getattr(status, name))

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lathe_cas.compression.zstd_encoder import DEFAULT_LEVEL, MAX_LEVEL
-from lathe_cas.eviction_policy import EvictionPolicy
+from lathe_cas.eviction_policy import HIGH_WATERMARK_RATIO, LEASE_SECONDS, LOW_WATERMARK_RATIO, EvictionPolicy
 from lathe_cas.fast_cdc import (
     LARGEST_AVERAGE_BYTES,
     LEAST_AVERAGE_BYTES,
@@ -23,6 +23,10 @@ from lathe_shared.digest import DigestFunction
 
 MIN_SIZE_BYTES = 1 << 20
 """Below a mebibyte the store's own pages would be most of it."""
+
+
+MAX_RETENTION_SECONDS = 100 * 365 * 24 * 3600
+"""A century; more would be a mistake in the unit."""
 
 
 class CasSettings(ServiceSettings):
@@ -44,6 +48,27 @@ class CasSettings(ServiceSettings):
         description=(
             "bytes on disk that are kept at most, in all folders together; what was used least recently goes first"
         ),
+    )
+    lease_seconds: int = Field(
+        default=LEASE_SECONDS,
+        ge=0,
+        le=MAX_RETENTION_SECONDS,
+        description=(
+            "for how long what was written, read or found is not deleted, whatever room is needed; as Bazel's "
+            "--experimental_remote_cache_ttl. 0: anything may go, as for a store of a few megabytes"
+        ),
+    )
+    max_age_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_RETENTION_SECONDS,
+        description="after how long without use data is deleted though there is room; unset: never",
+    )
+    high_watermark: float = Field(
+        default=HIGH_WATERMARK_RATIO, gt=0, le=1, description="share of max_size_bytes above which old data is deleted"
+    )
+    low_watermark: float = Field(
+        default=LOW_WATERMARK_RATIO, gt=0, lt=1, description="share of max_size_bytes down to which it is deleted then"
     )
     instance_names: InstanceNameList = Field(default=[], description="instance names to answer for; none means any")
     digest_functions: DigestFunctionList = Field(
@@ -172,6 +197,19 @@ class CasSettings(ServiceSettings):
             raise ValueError(f"max_size_bytes is less than {MIN_SIZE_BYTES} for each of data_dirs")
         return self
 
+    @model_validator(mode="after")
+    def _check_eviction(self) -> CasSettings:
+        if self.low_watermark >= self.high_watermark:
+            raise ValueError(
+                f"low_watermark ({self.low_watermark}) must be less than high_watermark ({self.high_watermark})"
+            )
+        if self.max_age_seconds is not None and self.max_age_seconds < self.lease_seconds:
+            raise ValueError(
+                f"max_age_seconds ({self.max_age_seconds}) is less than lease_seconds ({self.lease_seconds}), for "
+                "which nothing is deleted: raise the one or lower the other"
+            )
+        return self
+
     @property
     def all_data_dirs(self) -> list[Path]:
         """The folders that data is kept in."""
@@ -189,8 +227,15 @@ class CasSettings(ServiceSettings):
 
     def storage_options(self) -> LmdbOptions:
         """Return what the storage needs to know."""
+        policy = EvictionPolicy(
+            self.max_size_bytes_each,
+            high_ratio=self.high_watermark,
+            low_ratio=self.low_watermark,
+            lease_seconds=self.lease_seconds,
+            max_age_seconds=self.max_age_seconds,
+        )
         return LmdbOptions(
-            EvictionPolicy(self.max_size_bytes_each),
+            policy,
             upload_max_age_seconds=self.upload_max_age_seconds,
             compress_stored=self.compress_stored,
             zstd_level=self.zstd_level,

@@ -36,6 +36,10 @@ def status_page(
         "store": store | {"full_percent": round(100 * status.stored_bytes / status.limit_bytes, 1)},
         "limits": {
             "max_size_bytes": settings.max_size_bytes,
+            "lease_seconds": settings.lease_seconds,
+            "max_age_seconds": settings.max_age_seconds,
+            "high_watermark": settings.high_watermark,
+            "low_watermark": settings.low_watermark,
             "max_batch_total_size_bytes": settings.max_batch_total_size_bytes,
             "upload_max_age_seconds": settings.upload_max_age_seconds,
         },

@@ -8,7 +8,7 @@ from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_session import UploadSession, UploadState
 from lathe_shared.cas_wire import read_write_request
 from lathe_shared.compressor import Compressor
-from lathe_shared.errors import LatheError
+from lathe_shared.errors import LatheError, ResourceExhaustedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -68,8 +68,8 @@ async def run_upload(
         if not await _receive(messages, session, store, name, upload, count):
             await upload.abandon()
             return there_already
-    except LatheError:
-        await _end_after_error(session, upload)
+    except LatheError as error:
+        await _end_after_error(session, upload, error)
         raise
     except BaseException:
         upload.suspend_soon(*session.take())
@@ -103,10 +103,13 @@ async def _receive(
     return True
 
 
-async def _end_after_error(session: UploadSession, upload: Upload) -> None:
-    """Keep what was right; the error that is under way matters more than one that this meets."""
+async def _end_after_error(session: UploadSession, upload: Upload, error: LatheError) -> None:
+    """Keep what was right; the error that is under way matters more than one that this meets.
+
+    Not if there was no room: several uploads that hold on to what they have would keep the room from each other.
+    """
     try:
-        if session.state is UploadState.SPOILT:
+        if session.state is UploadState.SPOILT or isinstance(error, ResourceExhaustedError):
             await upload.abandon()
         else:
             await upload.suspend(*session.take())

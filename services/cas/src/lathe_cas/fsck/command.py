@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lathe_cas.config import CasSettings
+from lathe_cas.eviction_policy import TOUCH_STEP_SECONDS
 from lathe_cas.fsck.checker import CannotCheckError, CheckOptions, check_store
 from lathe_cas.fsck.findings import ExitCode
 from lathe_cas.fsck.progress import Progress
 from lathe_cas.fsck.store_access import StoreInUseError
 from lathe_cas.fsck.summary import summary
-from lathe_cas.stores.lmdb_storage import TOUCH_STEP_SECONDS
 from lathe_shared.clock import SystemClock
 from lathe_shared.config_loading import ConfigurationError, read_settings
 

@@ -71,6 +71,12 @@ def first_group(txn: lmdb.Transaction[bytes], database: Database, after: bytes =
     return Group(key, step, kind, [key for key in decode_keys(value) if key])
 
 
+def newest_step(txn: lmdb.Transaction[bytes], database: Database) -> int:
+    """Return the step of the newest group; 0 if there is none."""
+    cursor = txn.cursor(database)
+    return GROUP_KEY.unpack(cursor.key())[0] if cursor.last() else 0
+
+
 def replace_group(txn: lmdb.Transaction[bytes], database: Database, group: Group, keys: list[bytes]) -> None:
     """Keep only ``keys`` of a group, under the same place in the order; delete it if none are left."""
     if keys:

@@ -17,6 +17,8 @@ from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedActionResult, PutActionResult
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import lmdb
     from lmdb import _Database as Database
 
@@ -74,13 +76,10 @@ class LmdbActionResultStore(ActionResultStore):
                 return None
             record, payload = fetched
             end = record.references * (len(digest_key) + 8)
-            touched = self._find_references(txn, payload[:end], len(digest_key))
-        if touched is None:
+            is_due = record.step < self._storage.step()
+            touched = self._find_references(txn, payload[:end], len(digest_key), all_are_due=is_due)
+        if touched is None or not self._touch_all(key if is_due else None, touched):
             return None
-        if touched:
-            self._storage.touches.blobs.update(touched)
-        if record.step < self._storage.step():
-            self._storage.touches.action_results.add(key)
         return FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
 
     def get_unchecked(self, instance_name: str, action_digest: Digest) -> UncheckedActionResult | None:
@@ -102,9 +101,26 @@ class LmdbActionResultStore(ActionResultStore):
         found = FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
         return UncheckedActionResult(found, references, record.step < self._storage.step())
 
-    def touch(self, instance_name: str, action_digest: Digest) -> None:
-        """Note that an action result was used."""
-        self._storage.touches.action_results.add(records.action_result_key(instance_name, action_digest.key))
+    def touch(self, instance_name: str, action_digest: Digest) -> bool:
+        """Note that an action result was used; False if it is being evicted at this moment."""
+        return self._touch_all(records.action_result_key(instance_name, action_digest.key), ())
+
+    def _touch_all(self, key: bytes | None, blobs: Sequence[bytes]) -> bool:
+        """Note that blobs were used, and an action result if given; False if one is being evicted at this moment.
+
+        The action result is noted first, so that it is written first and never counts as used later than its blobs.
+        """
+        touches = self._storage.touches
+        doomed = touches.doomed
+        if key is not None:
+            touches.action_results.add(key)
+            if key in doomed:
+                return False
+        if not blobs:
+            return True
+        touches.blobs.update(blobs)
+        self._storage.writer.look_at_touches()
+        return doomed.isdisjoint(blobs)
 
     def _fetch(self, txn: lmdb.Transaction[bytes], key: bytes) -> tuple[records.ActionResultRecord, bytes] | None:
         """Return an action result's record and payload; None if it is not there, or was found damaged."""
@@ -119,19 +135,24 @@ class LmdbActionResultStore(ActionResultStore):
             return None
         return record, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _find_references(self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int) -> list[bytes] | None:
-        """Return the references that need a touch; None if one is missing."""
+    def _find_references(
+        self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int, *, all_are_due: bool
+    ) -> list[bytes] | None:
+        """Return the references that need a touch; None if one is missing.
+
+        Together with a touch of their action result all need one: it may be written in the next step.
+        """
         database = self._environment.blobs
         step = records.STEP.pack(self._storage.step())
         get = txn.get
         touched: list[bytes] = []
         for key, size in _reference(key_bytes).iter_unpack(packed):
             value = get(key, b"", database)
-            if value[:12] == size + step:
+            if value[:12] == size + step and not all_are_due:
                 continue
             if value[:8] != size:
                 return None
-            if value[8:12] < step:
+            if all_are_due or value[8:12] < step:
                 touched.append(key)
         return touched
 
@@ -150,7 +171,9 @@ class LmdbActionResultStore(ActionResultStore):
         flags = 0 if stored.expanded else records.REFERENCES_INCOMPLETE
         seed = chunk_seed(records.action_result_identity(key, len(payload), len(references), flags))
         await self._storage.writer.submit(
-            PutActionResult(key, len(payload), cut(payload, seed), len(references), flags)
+            PutActionResult(
+                key, len(payload), cut(payload, seed), [key for key, _ in stored.references], len(references), flags
+            )
         )
 
     def _drop_damaged(self, key: bytes, error: ChunkDamagedError) -> None:

@@ -40,7 +40,10 @@ class BatchReport:
     evicted_blobs: int = 0
     evicted_bytes: int = 0
     evicted_action_results: int = 0
-    oldest_evicted_step: int | None = None
+    last_evicted_age_seconds: int | None = None
+    least_evicted_age_seconds: int | None = None
+    refused_writes: int = 0
+    refused_bytes: int = 0
     written_blobs: int = 0
     written_bytes: int = 0
     compressed_blobs: int = 0
@@ -53,14 +56,23 @@ class BatchReport:
         self.evicted_blobs += other.evicted_blobs
         self.evicted_bytes += other.evicted_bytes
         self.evicted_action_results += other.evicted_action_results
-        if other.oldest_evicted_step is not None:
-            self.oldest_evicted_step = other.oldest_evicted_step
+        if other.last_evicted_age_seconds is not None and other.least_evicted_age_seconds is not None:
+            self.note_evicted_age(other.least_evicted_age_seconds)
+            self.last_evicted_age_seconds = other.last_evicted_age_seconds
+        self.refused_writes += other.refused_writes
+        self.refused_bytes += other.refused_bytes
         self.written_blobs += other.written_blobs
         self.written_bytes += other.written_bytes
         self.compressed_blobs += other.compressed_blobs
         self.compression_saved_bytes += other.compression_saved_bytes
         self.touched += other.touched
         self.expired_uploads += other.expired_uploads
+
+    def note_evicted_age(self, age_seconds: int) -> None:
+        """Note for how long something that was evicted had not been used."""
+        least = self.least_evicted_age_seconds
+        self.last_evicted_age_seconds = age_seconds
+        self.least_evicted_age_seconds = age_seconds if least is None else min(least, age_seconds)
 
 
 class WriteBatch:
@@ -72,6 +84,8 @@ class WriteBatch:
         step: The current touch step.
         policy: The size limit.
         touches: What was used a moment ago; it is not evicted.
+        doomed: Takes the keys of what is evicted. Readers see it until the commit, and ask ``touches`` about it until
+            they are told otherwise.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class WriteBatch:
         step: int,
         policy: EvictionPolicy,
         touches: Touches,
+        doomed: set[bytes],
     ) -> None:
         self.environment = environment
         self.txn = txn
@@ -92,6 +107,7 @@ class WriteBatch:
         self.changes = 0
         """Counts changes by operations, so that one which fails after its first change is noticed."""
         self.touches = touches
+        self.doomed = doomed
         self._step_bytes = records.STEP.pack(step)
         self._log_entries: dict[int, list[bytes]] = {KIND_ACTION_RESULT: [], KIND_BLOB: []}
 
@@ -117,21 +133,45 @@ class WriteBatch:
                 f"max_size_bytes), unfinished uploads hold {self.totals.staged_bytes}"
             )
         changes = self.changes
-        excess = self.policy.excess_for(self.totals.kept_bytes, disk_bytes)
+        # After the limit was lowered background eviction brings the store down to it, and nobody waits for that: until
+        # then each brings no more than it pushes out.
+        excess = min(disk_bytes, self.policy.excess_for(self.totals.kept_bytes, disk_bytes))
         if excess:
             excess -= evict(self, excess)
         if excess > 0:
             self.flush_log()
             excess -= evict(self, excess)
-        while self.totals.garbage_bytes and self.policy.excess_for(self.totals.used_bytes, disk_bytes):
-            self.free_garbage(FREE_AT_ONCE_CHUNKS)
+        freed = 0
+        while (
+            self.totals.garbage_bytes
+            and freed < disk_bytes
+            and self.policy.excess_for(self.totals.used_bytes, disk_bytes)
+        ):
+            freed += self.free_garbage(FREE_AT_ONCE_CHUNKS)
         # Eviction may stay, whatever becomes of the operation that asked for room.
         self.changes = changes
         if excess > 0:
-            raise ResourceExhaustedError(
-                f"the store has reached its limit of {limit_bytes} bytes (setting max_size_bytes), and nothing that it "
-                "holds may be evicted now"
-            )
+            self.report.refused_writes += 1
+            self.report.refused_bytes += disk_bytes
+            raise ResourceExhaustedError(self._nothing_may_go(disk_bytes))
+
+    def _nothing_may_go(self, disk_bytes: int) -> str:
+        """Say why there is no room, with the figures that an operator needs."""
+        totals = self.totals
+        policy = self.policy
+        unfinished = f"unfinished uploads hold {totals.staged_bytes} of them"
+        text = (
+            f"the store is full: {disk_bytes} bytes more do not fit, {totals.kept_bytes} bytes are kept, the limit is "
+            f"{policy.limit_bytes} (setting max_size_bytes), and nothing may be evicted now: {unfinished}"
+        )
+        if not policy.lease_seconds:
+            return text
+        oldest = access_log.first_group(self.txn, self.environment.access)
+        seconds = 0 if oldest is None else policy.seconds_until_free(oldest.step, self.step)
+        return (
+            f"{text}, and the rest was used within the last {policy.lease_seconds} seconds (setting lease_seconds); "
+            f"the first of it may go in {seconds} seconds. Raise max_size_bytes or lower lease_seconds"
+        )
 
     def new_storage_id(self) -> int:
         """Return a storage id that was never used."""

@@ -99,6 +99,7 @@ class LmdbBlobStore(BlobStore):
                 # The way of nearly all look-ups: the blob is there and was used a moment ago.
                 if value[:12] != fresh[size_bytes] and not self._is_there(key, size_bytes, value):
                     missing.append(token)
+        self._storage.writer.look_at_touches()
         return missing
 
     def _fresh_records(self) -> records.FreshRecords:
@@ -108,26 +109,28 @@ class LmdbBlobStore(BlobStore):
         return self._fresh
 
     def _is_there(self, key: bytes, size_bytes: int, value: bytes) -> bool:
-        """Tell whether a record, or none, is that of a blob with this size, and touch it if it is due."""
+        """Tell whether a record, or none, is that of a blob with this size, and touch it if it is due.
+
+        What the writer is evicting at this moment is not there any more.
+        """
         if value[records.BLOB_SIZE] != records.SIZE.pack(size_bytes):
             return not size_bytes and key in EMPTY_KEYS
         if value[records.BLOB_STEP] < self._fresh.step_bytes:
-            self._storage.touches.blobs.add(key)
+            touches = self._storage.touches
+            touches.blobs.add(key)
+            return key not in touches.doomed
         return True
 
     @override
     def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
         sizes: list[int | None] = []
-        step = records.STEP.pack(self._storage.step())
+        self._fresh_records()
         with self._environment.env.begin() as txn:
             for key in keys:
                 value = txn.get(key, b"", self._environment.blobs)
-                if not value:
-                    sizes.append(0 if key in EMPTY_KEYS else None)
-                    continue
-                if value[records.BLOB_STEP] < step:
-                    self._storage.touches.blobs.add(key)
-                sizes.append(int.from_bytes(value[records.BLOB_SIZE], "big"))
+                size_bytes = int.from_bytes(value[records.BLOB_SIZE], "big")
+                sizes.append(size_bytes if self._is_there(key, size_bytes, value) else None)
+        self._storage.writer.look_at_touches()
         return sizes
 
     @override
@@ -436,6 +439,8 @@ class LmdbBlobStore(BlobStore):
             action_results=totals.action_results,
             limit_bytes=self._storage.options.policy.limit_bytes,
             file_bytes=self._environment.file_bytes(),
+            oldest_evicted_age_seconds=report.last_evicted_age_seconds,
+            least_evicted_age_seconds=report.least_evicted_age_seconds,
             counters={
                 "written_blobs": report.written_blobs,
                 "written_bytes": report.written_bytes,
@@ -444,6 +449,8 @@ class LmdbBlobStore(BlobStore):
                 "evicted_blobs": report.evicted_blobs,
                 "evicted_bytes": report.evicted_bytes,
                 "evicted_action_results": report.evicted_action_results,
+                "refused_writes": report.refused_writes,
+                "refused_bytes": report.refused_bytes,
                 "expired_uploads": report.expired_uploads,
                 "damaged_blobs": self._storage.damaged_blobs,
                 "damaged_action_results": self._storage.damaged_action_results,

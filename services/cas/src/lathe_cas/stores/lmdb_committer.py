@@ -1,7 +1,8 @@
 """Group commit without threads: operations in, one transaction, outcomes out.
 
 Every batch does a bounded piece of the store's upkeep beside the operations: touches are written, the least recently
-used goes when the high watermark is passed, garbage is freed, abandoned uploads are cleared, the access log is swept.
+used goes when the high watermark is passed or its time is over, garbage is freed, abandoned uploads are cleared, the
+access log is swept.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ MAX_UPLOADS_CHECKED = 256
 
 UPLOAD_CHECK_SECONDS = 60
 """How often abandoned uploads are looked for."""
+
+AGE_CHECK_SECONDS = 60
+"""How often the store looks whether something has become too old."""
 
 READER_CHECK_SECONDS = 60
 """How often the snapshots of readers that died are released."""
@@ -85,7 +89,7 @@ class LmdbCommitter:
         environment: The store.
         policy: The size limit.
         touches: What was used since the last batch.
-        wall_seconds: The clock, for the age of unfinished uploads.
+        seconds: The store's clock, for the age of unfinished uploads and for what is done every so often.
         upload_max_age_seconds: Unfinished uploads that got nothing for so long are cleared.
     """
 
@@ -94,7 +98,7 @@ class LmdbCommitter:
         environment: LmdbEnvironment,
         policy: EvictionPolicy,
         touches: Touches,
-        wall_seconds: Callable[[], float],
+        seconds: Callable[[], float],
         upload_max_age_seconds: int,
     ) -> None:
         self.report = BatchReport()
@@ -103,9 +107,13 @@ class LmdbCommitter:
         self._environment = environment
         self._policy = policy
         self._touches = touches
-        self._wall_seconds = wall_seconds
+        self._seconds = seconds
         self._upload_max_age_seconds = upload_max_age_seconds
+        self._doomed: set[bytes] = set()
+        self._upkeep_failed = False
         self._evicting = False
+        self._ageing = False
+        self._next_age_check = 0.0
         self._sweep_after = b""
         self._sweeping = False
         self._garbage_left = False
@@ -147,7 +155,8 @@ class LmdbCommitter:
         _log.warning("commit_failed", error=str(error), operations=len(operations))
         if upkeep:
             # Not pressing any more, or a full disk would have the writer's thread try again without a pause.
-            self._evicting = self._sweeping = self._garbage_left = False
+            self._evicting = self._ageing = self._sweeping = self._garbage_left = False
+            self._upkeep_failed = True
             return self._commit(operations, upkeep=False)
         if len(operations) == 1:
             return [Outcome(None, to_lathe_error(error, self._environment.free_bytes()))]
@@ -160,7 +169,7 @@ class LmdbCommitter:
         environment = self._environment
         try:
             with environment.env.begin(write=True) as txn:
-                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches)
+                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches, self._doomed)
                 for kind, key in taken:
                     batch.touch(kind, key)
                 outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
@@ -177,15 +186,27 @@ class LmdbCommitter:
             touches.give_back(taken)
             raise
         self.commits += 1
+        self._upkeep_failed &= not upkeep
         self.report.add(batch.report)
         return outcomes
+
+    def take_doomed(self) -> set[bytes]:
+        """Return what was evicted since the last call; readers may be told that it is gone, now that it is."""
+        doomed, self._doomed = self._doomed, set()
+        return doomed
 
     # Upkeep
 
     @property
     def has_pressing_upkeep(self) -> bool:
         """Whether upkeep was begun that should go on at once, whether or not operations come."""
-        return self._evicting or self._sweeping or self._garbage_left
+        return (
+            self._evicting
+            or self._ageing
+            or self._sweeping
+            or self._garbage_left
+            or (len(self._touches) >= MAX_TOUCHES and not self._upkeep_failed)
+        )
 
     @property
     def has_upkeep(self) -> bool:
@@ -194,23 +215,38 @@ class LmdbCommitter:
             self.has_pressing_upkeep
             or bool(self._touches)
             or bool(self._upload_after)
-            or self._wall_seconds() >= self._next_upload_check
+            or self._seconds() >= self._next_upload_check
+            or self._is_age_check_due()
         )
 
     def _keep_up(self, batch: WriteBatch) -> None:
         totals = batch.totals
         excess = self._policy.excess_in_background(totals.kept_bytes, evicting=self._evicting)
         if excess:
+            entries = totals.log_entries
             freed = evict(batch, min(excess, MAX_EVICTED_BYTES), MAX_EVICTED_ENTRIES)
-            # Nothing freed: only stale entries or what is in use; another batch will see.
-            self._evicting = freed > 0 and freed < excess
+            # No entry less: only what is leased or in use; another batch will see.
+            self._evicting = totals.log_entries < entries and freed < excess
         else:
             self._evicting = False
+        self._evict_what_is_too_old(batch)
         if totals.garbage_bytes:
             batch.free_garbage(MAX_FREED_CHUNKS)
         self._garbage_left = totals.garbage_bytes > 0
         self._sweep(batch)
         self._expire_uploads(batch)
+
+    def _is_age_check_due(self) -> bool:
+        return self._policy.max_age_seconds is not None and self._seconds() >= self._next_age_check
+
+    def _evict_what_is_too_old(self, batch: WriteBatch) -> None:
+        if not (self._ageing or self._is_age_check_due()):
+            return
+        self._next_age_check = self._seconds() + AGE_CHECK_SECONDS
+        entries = batch.totals.log_entries
+        before_step = self._policy.first_young_step(batch.step)
+        evict(batch, MAX_EVICTED_BYTES, MAX_EVICTED_ENTRIES, before_step)
+        self._ageing = batch.totals.log_entries < entries
 
     def _sweep(self, batch: WriteBatch) -> None:
         totals = batch.totals
@@ -224,7 +260,7 @@ class LmdbCommitter:
                 break
 
     def _expire_uploads(self, batch: WriteBatch) -> None:
-        now = self._wall_seconds()
+        now = self._seconds()
         if now < self._next_upload_check and not self._upload_after:
             return
         self._next_upload_check = now + UPLOAD_CHECK_SECONDS
@@ -245,7 +281,7 @@ class LmdbCommitter:
             batch.report.expired_uploads += 1
 
     def _check_readers(self) -> None:
-        now = self._wall_seconds()
+        now = self._seconds()
         if now >= self._next_reader_check:
             self._next_reader_check = now + READER_CHECK_SECONDS
             self._environment.env.reader_check()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from lathe_cas.stores.lmdb_batch import WriteBatch
 
 
-def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None) -> int:
-    """Drop the least recently used until ``wanted_bytes`` on disk are free or nothing is left.
+def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None, before_step: int | None = None) -> int:
+    """Drop the least recently used until ``wanted_bytes`` on disk are free or nothing is left that may go.
 
     What the batch itself has written is not in the log until ``flush_log``.
 
@@ -21,23 +21,26 @@ def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None) 
         batch: The transaction to do it in.
         wanted_bytes: Bytes on disk to free.
         max_entries: How many log entries to look at, at most; no bound if absent.
+        before_step: Only what was used before this step goes; the first leased one if absent.
 
     Returns:
         Bytes on disk that were freed or became garbage.
     """
+    if before_step is None:
+        before_step = batch.policy.first_leased_step(batch.step)
     freed = 0
     looked_at = 0
     kept_key = b""
     while freed < wanted_bytes and (max_entries is None or looked_at < max_entries):
         group = access_log.first_group(batch.txn, batch.environment.access, kept_key)
-        if group is None:
+        if group is None or group.step >= before_step:
             break
         kept: list[bytes] = []
         for key in group.keys:
-            if freed >= wanted_bytes or batch.touches.is_touched(group.kind, key):
+            if freed >= wanted_bytes or (dropped := _evict_one(batch, group, key)) is None:
                 kept.append(key)
             else:
-                freed += _evict_one(batch, group, key)
+                freed += dropped
         looked_at += len(group.keys)
         access_log.replace_group(batch.txn, batch.environment.access, group, kept)
         batch.totals.log_entries -= len(group.keys) - len(kept)
@@ -46,14 +49,21 @@ def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None) 
     return freed
 
 
-def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int:
-    """Drop what a log entry stands for, if the entry is live; return the bytes on disk."""
+def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int | None:
+    """Drop what a log entry stands for, if the entry is live.
+
+    Returns:
+        The bytes on disk, zero if the entry is stale; None if it was used moments ago and so has to stay.
+    """
     database, place = batch.index_of(group.kind)
     value = batch.txn.get(key, db=database)
     if value is None or value[place] != records.STEP.pack(group.step):
         return 0
+    if not batch.touches.may_be_evicted(group.kind, key):
+        return None
+    batch.doomed.add(key)
     report = batch.report
-    report.oldest_evicted_step = group.step
+    report.note_evicted_age(batch.policy.least_age_seconds(group.step, batch.step))
     if group.kind == KIND_ACTION_RESULT:
         result = records.ActionResultRecord.unpack(value)
         batch.drop_action_result(key, result)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from typing_extensions import override
 
 from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.access_touches import KIND_BLOB
 from lathe_cas.stores.lmdb_chunks import length_of
 from lathe_shared.errors import AbortedError, LatheError
 
@@ -300,11 +301,21 @@ class DropUpload(Operation[None]):
 
 @dataclass(slots=True)
 class PutActionResult(Operation[None]):
-    """Store an action result in place of what was there."""
+    """Store an action result in place of what was there, and touch what it names so that it does not go first.
+
+    Attributes:
+        key: The action result.
+        payload_bytes: Length of its payload.
+        chunks: The payload.
+        blobs: What it names, as far as that is known.
+        references: How many of them the payload begins with.
+        flags: Of its record.
+    """
 
     key: bytes
     payload_bytes: int
     chunks: Sequence[Chunk]
+    blobs: Sequence[bytes]
     references: int
     flags: int = field(default=0)
 
@@ -315,6 +326,8 @@ class PutActionResult(Operation[None]):
 
     @override
     def apply(self, batch: WriteBatch) -> None:
+        for key in self.blobs:
+            batch.touch(KIND_BLOB, key)
         batch.reserve(sum(chunk.disk_bytes for chunk in self.chunks) + _INDEX)
         batch.put_action_result(self.key, self.payload_bytes, self.chunks, self.references, self.flags)
 

@@ -11,22 +11,20 @@ from typing import TYPE_CHECKING
 import structlog
 
 from lathe_cas.compression.zstd_encoder import DEFAULT_LEVEL, ZstdEncoder
+from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_committer import LmdbCommitter
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
 from lathe_cas.stores.lmdb_writer import LmdbWriter
+from lathe_cas.stores.store_clock import StoreClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     import lmdb
 
     from lathe_cas.eviction_policy import EvictionPolicy
-
-TOUCH_STEP_SECONDS = 300
-"""Resolution of the access order. A blob is touched on disk at most once in a step, however often it is used, so five
-minutes keep a busy build's touches near nothing and are fine enough for retention that is counted in hours."""
+    from lathe_shared.clock import Clock
 
 UPLOAD_MAX_AGE_SECONDS = 24 * 3600
 """Unfinished uploads that got nothing for a day are forgotten: far longer than any client tries to resume."""
@@ -40,8 +38,7 @@ class LmdbOptions:
     """How an LMDB store behaves.
 
     Attributes:
-        policy: The size limit.
-        touch_step_seconds: Resolution of the access order.
+        policy: The size limit, and how long what was used is kept.
         upload_max_age_seconds: When an unfinished upload counts as abandoned.
         threads: Threads that hash and that read large blobs; None means two more than there are processors.
         compress_stored: Whether what clients send uncompressed is compressed where that is worth it.
@@ -50,7 +47,6 @@ class LmdbOptions:
     """
 
     policy: EvictionPolicy
-    touch_step_seconds: int = TOUCH_STEP_SECONDS
     upload_max_age_seconds: int = UPLOAD_MAX_AGE_SECONDS
     threads: int | None = None
     map_size_bytes: int | None = None
@@ -64,9 +60,10 @@ class LmdbStorage:
     Args:
         path: The folder of the environment.
         options: How it behaves.
-        wall_seconds: The clock.
+        clock: The machine's clocks.
 
     Attributes:
+        seconds: The store's clock.
         damaged_blobs: Blobs that were found damaged, and dropped.
         damaged_action_results: Action results likewise.
 
@@ -74,22 +71,24 @@ class LmdbStorage:
         StorageFormatError: The folder holds a store of another format.
     """
 
-    def __init__(self, path: Path, options: LmdbOptions, wall_seconds: Callable[[], float]) -> None:
+    def __init__(self, path: Path, options: LmdbOptions, clock: Clock) -> None:
         self.damaged_blobs = 0
         self.damaged_action_results = 0
         self._index_is_damaged = False
         self.options = options
-        self.wall_seconds = wall_seconds
         limit_bytes = options.policy.limit_bytes
         self.environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(limit_bytes))
+        with self.environment.read() as txn:
+            newest_step = access_log.newest_step(txn, self.environment.access)
+        self.seconds = StoreClock(clock, newest_step * options.policy.touch_step_seconds).seconds
         self.touches = Touches(self.step)
         self.committer = LmdbCommitter(
-            self.environment, options.policy, self.touches, wall_seconds, options.upload_max_age_seconds
+            self.environment, options.policy, self.touches, self.seconds, options.upload_max_age_seconds
         )
         self.executor = ThreadPoolExecutor(
             options.threads or (os.cpu_count() or 1) + 2, thread_name_prefix="lathe-cas-io"
         )
-        self.writer = LmdbWriter(self.committer)
+        self.writer = LmdbWriter(self.committer, self.touches)
         self.encoder = ZstdEncoder(options.zstd_level)
 
     def note_index_damage(self, error: lmdb.Error) -> None:
@@ -102,7 +101,7 @@ class LmdbStorage:
 
     def step(self) -> int:
         """Return the current touch step."""
-        return int(self.wall_seconds()) // self.options.touch_step_seconds
+        return int(self.seconds()) // self.options.policy.touch_step_seconds
 
     async def aclose(self) -> None:
         """Finish what was begun and close the files."""

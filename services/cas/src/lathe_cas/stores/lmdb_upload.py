@@ -227,7 +227,7 @@ class LmdbUpload(Upload):
             self._staged_bytes + length,
             self._replaced_bytes,
             chunks,
-            int(self._storage.wall_seconds()),
+            int(self._storage.seconds()),
             self._compression,
         )
         self._staged_bytes += length

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from lathe_cas.stores.lmdb_committer import Outcome
+from lathe_cas.stores.lmdb_committer import MAX_TOUCHES, Outcome
 from lathe_shared.errors import InternalError, UnavailableError
 
 if TYPE_CHECKING:
+    from lathe_cas.stores.access_touches import Touches
     from lathe_cas.stores.lmdb_committer import LmdbCommitter
     from lathe_cas.stores.lmdb_operations import Operation
 
@@ -42,11 +43,13 @@ class LmdbWriter:
 
     Args:
         committer: Does the work.
+        touches: What was used; looked at when somebody says that there is much of it, and every IDLE_SECONDS.
         name: Of the thread.
     """
 
-    def __init__(self, committer: LmdbCommitter, name: str = "lmdb-writer") -> None:
+    def __init__(self, committer: LmdbCommitter, touches: Touches, name: str = "lmdb-writer") -> None:
         self.committer = committer
+        self._touches = touches
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
         self._wake = threading.Condition()
@@ -96,6 +99,12 @@ class LmdbWriter:
         """Queue an operation whose outcome nobody waits for; a failure is logged."""
         self.submit_nowait(operation).add_done_callback(_log_failure)
 
+    def look_at_touches(self) -> None:
+        """Have touches written now if they are many, so that neither memory nor what a crash forgets grows."""
+        if len(self._touches) >= MAX_TOUCHES and self.committer.has_pressing_upkeep:
+            with self._wake:
+                self._wake.notify()
+
     async def aclose(self) -> None:
         """Do what is queued, write what was touched, then end the thread."""
         self._closing = True
@@ -138,6 +147,9 @@ class LmdbWriter:
         except Exception:  # noqa: BLE001 - the writer outlives every bug; whoever waits gets an answer
             _log.exception("writer_failed")
             outcomes = [Outcome(None, InternalError("the store failed; see its log"))] * len(taken)
+        doomed = self.committer.take_doomed()
+        if doomed:
+            self._loop.call_soon_threadsafe(self._touches.forgive, doomed)
         if taken:
             self._loop.call_soon_threadsafe(self._resolve, taken, outcomes)
 

@@ -45,8 +45,8 @@ class ShardedActionResultStore(ActionResultStore):
             return None
         if self._blobs.find_missing([(None, key, size_bytes) for key, size_bytes in unchecked.references]):
             return None
-        if unchecked.needs_touch:
-            shard.touch(instance_name, action_digest)
+        if unchecked.needs_touch and not shard.touch(instance_name, action_digest):
+            return None
         return unchecked.found
 
     @override

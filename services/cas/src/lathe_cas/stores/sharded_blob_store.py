@@ -161,8 +161,14 @@ class ShardedBlobStore(BlobStore):
             action_results=sum(status.action_results for status in statuses),
             limit_bytes=sum(status.limit_bytes for status in statuses),
             file_bytes=sum(status.file_bytes for status in statuses),
+            oldest_evicted_age_seconds=_least(status.oldest_evicted_age_seconds for status in statuses),
+            least_evicted_age_seconds=_least(status.least_evicted_age_seconds for status in statuses),
             counters=counters,
         )
+
+
+def _least(ages_seconds: Iterable[int | None]) -> int | None:
+    return min((age for age in ages_seconds if age is not None), default=None)
 
 
 class _MovedUpload(UnnamedUpload):

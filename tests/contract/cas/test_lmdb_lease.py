@@ -1,0 +1,262 @@
+"""Lease and age: what was used stays for its time, what was not used goes in the end, whatever the clocks do."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
+from tests.contract.cas.lmdb_store import STEP_SECONDS, LmdbStore
+from typing_extensions import override
+
+from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.stores import lmdb_committer
+from lathe_cas.stores.lmdb_batch import WriteBatch
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
+from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlobs
+from lathe_shared.digest import Digest
+from lathe_shared.errors import LatheError, ResourceExhaustedError
+
+LIMIT_BYTES = 1_000_000
+LEASE_SECONDS = 10_000
+"""No multiple of a step."""
+SURELY_OVER_SECONDS = LEASE_SECONDS + 2 * STEP_SECONDS
+ACTION = Digest.of(b"action")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[LmdbStore]:
+    store = LmdbStore(tmp_path / "store", LIMIT_BYTES, lease_seconds=LEASE_SECONDS)
+    await store.open()
+    yield store
+    await store.recount()
+    await store.close()
+
+
+async def put_one(store: LmdbStore, seed: int, size_bytes: int = 30_000) -> LatheError | None:
+    data = content(size_bytes, seed)
+    (outcome,) = await store.blobs.put_many([(Digest.of(data), memoryview(data))])
+    return outcome
+
+
+async def fill(store: LmdbStore) -> list[Digest]:
+    """Put blobs until no more fit."""
+    digests = []
+    for seed in range(100):
+        if await put_one(store, seed) is not None:
+            break
+        digests.append(Digest.of(content(30_000, seed)))
+    assert len(digests) == 30
+    return digests
+
+
+async def test_what_is_leased_stays_and_the_refusal_says_what_to_change(store: LmdbStore) -> None:
+    digests = await fill(store)
+    store.now += LEASE_SECONDS - 1
+    outcome = await put_one(store, 1_000)
+    assert isinstance(outcome, ResourceExhaustedError)
+    status = store.blobs.status()
+    for part in (
+        f"{status.stored_bytes} bytes are kept",
+        f"limit is {LIMIT_BYTES} (setting max_size_bytes)",
+        f"{LEASE_SECONDS} seconds (setting lease_seconds)",
+        "unfinished uploads hold 0",
+    ):
+        assert part in str(outcome)
+    assert missing(store.blobs, *digests) == []
+    assert status.counters["refused_writes"] == 2
+    assert status.counters["refused_bytes"] > 60_000
+    assert (status.oldest_evicted_age_seconds, status.least_evicted_age_seconds) == (None, None)
+
+
+@pytest.mark.parametrize("offset_seconds", [0, 1, STEP_SECONDS - 1])
+async def test_a_lease_ends_and_never_early(store: LmdbStore, offset_seconds: int) -> None:
+    """Whatever the moment of a step that it began in."""
+    store.now += STEP_SECONDS - store.now % STEP_SECONDS + offset_seconds
+    digests = await fill(store)
+    began = store.now
+    while await put_one(store, 1_000) is not None:
+        store.now += 50
+    assert LEASE_SECONDS <= store.now - began < SURELY_OVER_SECONDS
+    assert missing(store.blobs, *digests) != []
+    age = store.blobs.status().least_evicted_age_seconds
+    assert age is not None
+    assert LEASE_SECONDS <= age <= store.now - began
+
+
+async def test_the_refusal_tells_when_there_is_room_again(store: LmdbStore) -> None:
+    await fill(store)
+    outcome = await put_one(store, 1_000)
+    seconds = int(str(outcome).partition("may go in ")[2].split()[0])
+    store.now += seconds
+    assert await put_one(store, 1_000) is None
+
+
+@pytest.mark.parametrize("use", ["find", "size", "read", "put", "result"])
+async def test_use_renews_a_lease(store: LmdbStore, use: str) -> None:
+    digests = await fill(store)
+    used = digests[:5]
+    if use == "result":
+        await store.blobs.remove(digests[-1:])
+        references = [(digest.key, digest.size_bytes) for digest in used]
+        await store.results.put("main", ACTION, StoredActionResult(b"result", references))
+    store.now += LEASE_SECONDS - 1
+    if use == "find":
+        assert missing(store.blobs, *used) == []
+    elif use == "size":
+        store.blobs.find_sizes([digest.key for digest in used])
+    elif use == "read":
+        for digest in used:
+            await read(store.blobs, digest)
+    elif use == "put":
+        await put(store.blobs, *(content(30_000, seed) for seed in range(5)))
+    else:
+        assert store.results.get("main", ACTION) is not None
+    store.now += LEASE_SECONDS - 1
+    seeds = itertools.count(1_000)
+    while await put_one(store, next(seeds)) is None:
+        pass
+    assert next(seeds) > 1_020, "all else has made room"
+    assert missing(store.blobs, *used) == []
+    if use == "result":
+        assert store.results.get("main", ACTION) is not None
+
+
+async def test_uploads_and_action_results_are_refused_alike(store: LmdbStore) -> None:
+    await fill(store)
+    digest, data = blob(300_000)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    await feed(upload, data)
+    with pytest.raises(ResourceExhaustedError, match="lease_seconds"):
+        await upload.finish()
+    with pytest.raises(ResourceExhaustedError, match="lease_seconds"):
+        await store.results.put("main", ACTION, StoredActionResult(bytes(300_000), []))
+    assert store.blobs.status().staged_bytes == 0
+
+
+class PutAndAsk(Operation[list[Digest]]):
+    """Puts a blob, and asks for others before that is committed, as a client may."""
+
+    def __init__(self, store: LmdbStore, wanted: list[Digest]) -> None:
+        self.store = store
+        self.wanted = wanted
+        self.sizes: list[int | None] = []
+        self.has_result = False
+
+    @override
+    def apply(self, batch: WriteBatch) -> list[Digest]:
+        data = content(30_000, 1_000)
+        key = Digest.of(data).key
+        assert PutBlobs([NewBlob(key, len(data), cut(data, chunk_seed(key)))]).apply(batch) == [None]
+        self.has_result = self.store.results.get("main", ACTION) is not None
+        self.sizes = self.store.blobs.find_sizes([digest.key for digest in self.wanted])
+        return missing(self.store.blobs, *self.wanted)
+
+
+@pytest.mark.parametrize("what", ["blob", "result"])
+async def test_what_is_being_evicted_is_missing_before_the_commit(store: LmdbStore, what: str) -> None:
+    """A client that is told that a blob is there does not send it; so it had better be there a moment later, too."""
+    if what == "result":
+        await store.results.put("main", ACTION, StoredActionResult(bytes(30_000), []))
+    digests = await fill(store) if what == "blob" else [*await put(store.blobs, content(30_000))]
+    for seed in range(100, 131):
+        await put_one(store, seed)
+    store.now += SURELY_OVER_SECONDS
+    operation = PutAndAsk(store, digests)
+    gone = await store.storage.writer.submit(operation)
+    assert len(gone) == (1 if what == "blob" else 0)
+    assert [size is None for size in operation.sizes] == [digest in gone for digest in digests]
+    assert not operation.has_result
+    count = await store.recount()
+    assert set(digests) - count.blobs.keys() == set(gone)
+    assert not count.action_results
+    assert not store.storage.touches.doomed, "forgotten when it is over"
+
+
+async def test_an_action_result_never_counts_as_used_later_than_its_blobs(store: LmdbStore) -> None:
+    """Even if a step begins between a request and the batch that notes its touches."""
+    digests = await put(store.blobs, content(10, 1), content(10, 2))
+    store.now += STEP_SECONDS
+    references = [(digest.key, digest.size_bytes) for digest in digests]
+    await store.results.put("main", ACTION, StoredActionResult(b"result", references))
+    count = await store.recount()
+    assert set(count.blobs.values()) == set(count.action_results.values())
+    store.now += STEP_SECONDS
+    assert missing(store.blobs, *digests) == []
+    await store.settle()
+    assert store.results.get("main", ACTION) is not None
+    store.now += STEP_SECONDS
+    count = await store.recount()
+    assert set(count.blobs.values()) == set(count.action_results.values()) == {store.storage.step()}
+
+
+async def test_a_clock_that_is_set_while_the_store_is_open_changes_nothing(store: LmdbStore) -> None:
+    digests = await fill(store)
+    for error_seconds in (-(10**9), 10**9):
+        store.wall_error_seconds = error_seconds
+        assert isinstance(await put_one(store, 1_000), ResourceExhaustedError)
+    store.wall_error_seconds = -(10**9)
+    store.now += SURELY_OVER_SECONDS
+    assert await put_one(store, 1_000) is None
+    gone = missing(store.blobs, *digests)
+    assert gone == digests[: len(gone)] != []
+
+
+async def test_after_a_start_with_a_clock_that_was_set_back_leases_hold_and_end(store: LmdbStore) -> None:
+    digests = await fill(store)
+    store.wall_error_seconds = -(10**9)
+    await store.reopen()
+    assert isinstance(await put_one(store, 1_000), ResourceExhaustedError)
+    store.now += SURELY_OVER_SECONDS
+    assert missing(store.blobs, *digests[:-1]) == []
+    assert await put_one(store, 1_000) is None
+    assert missing(store.blobs, *digests) == digests[-1:], "the order of use went on"
+
+
+async def test_what_is_too_old_goes_though_there_is_room(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_committer, "MAX_EVICTED_ENTRIES", 2)
+    store.set_policy(max_age_seconds=2 * LEASE_SECONDS)
+    await store.reopen()
+    old = await put(store.blobs, *(content(10, seed) for seed in range(7)))
+    references = [(digest.key, digest.size_bytes) for digest in old]
+    await store.results.put("main", ACTION, StoredActionResult(b"result", references))
+    store.now += LEASE_SECONDS
+    young = await put(store.blobs, *(content(10, seed) for seed in range(7, 9)))
+    store.now += LEASE_SECONDS - 1
+    assert (await store.recount()).totals.blobs == 9
+    store.now += 2 * STEP_SECONDS
+    count = await store.recount()
+    assert count.blobs.keys() == set(young)
+    assert not count.action_results
+    least = store.blobs.status().least_evicted_age_seconds
+    assert least is not None
+    assert 2 * LEASE_SECONDS <= least < 2 * LEASE_SECONDS + 2 * STEP_SECONDS
+
+
+async def test_touches_that_are_many_are_written_at_once(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_committer, "MAX_TOUCHES", 2)
+    digests = await put(store.blobs, *(content(10, seed) for seed in range(7)))
+    store.now += STEP_SECONDS
+    assert missing(store.blobs, *digests[:1]) == []
+    assert not store.storage.committer.has_pressing_upkeep
+    assert missing(store.blobs, *digests[1:]) == []
+    assert store.storage.committer.has_pressing_upkeep
+
+
+async def test_a_lower_limit_makes_nobody_wait(store: LmdbStore) -> None:
+    """A write pushes out as much as it brings; the rest goes in small steps beside it."""
+    await fill(store)
+    store.now += SURELY_OVER_SECONDS
+    await store.settle()
+    blobs = store.blobs.status().blobs
+    await store.close()
+    store.set_policy(limit_bytes=200_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lmdb_committer, "MAX_EVICTED_ENTRIES", 0)
+        await store.open()
+        assert await put_one(store, 1_000) is None
+    assert store.blobs.status().blobs == blobs
+    await store.settle()
+    assert store.blobs.status().stored_bytes <= 200_000
