@@ -68,6 +68,7 @@ class Touches:
     def forgive(self, keys: set[bytes]) -> None:
         """Forget keys that a transaction has evicted, or that it did not since it failed.
 
-        Called on the event loop: a look-up there, which began before the commit, then still finds them doomed.
+        Called on the event loop after a commit: a look-up there, which began before it, then still finds them doomed.
+        Called by the writer after a transaction that failed, since they stay.
         """
         self.doomed -= keys

@@ -167,9 +167,10 @@ class LmdbCommitter:
         touches = self._touches
         taken = touches.take(MAX_TOUCHES) if upkeep else []
         environment = self._environment
+        doomed: set[bytes] = set()
         try:
             with environment.env.begin(write=True) as txn:
-                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches, self._doomed)
+                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches, doomed)
                 for kind, key in taken:
                     batch.touch(kind, key)
                 outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
@@ -184,7 +185,10 @@ class LmdbCommitter:
             raise
         except BaseException:
             touches.give_back(taken)
+            # At once: if this were left to the event loop, it might take back what the next transaction dooms.
+            touches.forgive(doomed)
             raise
+        self._doomed |= doomed
         self.commits += 1
         self._upkeep_failed &= not upkeep
         self.report.add(batch.report)
