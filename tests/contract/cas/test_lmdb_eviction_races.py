@@ -16,7 +16,7 @@ from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
 from lathe_cas.stores.lmdb_batch import WriteBatch
-from lathe_cas.stores.lmdb_chunks import cut
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_operations import NewBlob, PutBlobs
 from lathe_shared.digest import Digest
 from lathe_shared.errors import ResourceExhaustedError
@@ -130,7 +130,8 @@ async def test_what_a_failed_transaction_would_have_evicted_is_there(
     data = content(SIZE_BYTES, 1)
     with monkeypatch.context() as patch:
         patch.setattr(WriteBatch, "drop_blob", fail)
-        (outcome,) = committer.commit([PutBlobs([NewBlob(Digest.of(data).key, SIZE_BYTES, cut(data))])])
+        key = Digest.of(data).key
+        (outcome,) = committer.commit([PutBlobs([NewBlob(key, SIZE_BYTES, cut(data, chunk_seed(key)))])])
     assert isinstance(outcome.error, ResourceExhaustedError)
     assert doomed
     assert all(old.key in keys for keys in doomed)
