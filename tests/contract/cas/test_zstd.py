@@ -343,3 +343,14 @@ async def test_a_plain_blob_that_is_stored_compressed_while_it_is_read_goes_on(l
     await lmdb.blobs.remove([digest])
     await put_zstd(lmdb.blobs, data, encoded(data))
     assert begin + b"".join([piece async for piece in pieces]) == data
+
+
+@pytest.mark.parametrize("stores", ["lmdb", "sharded"], indirect=True)
+async def test_what_a_client_compressed_is_kept_as_it_came_in_one_store_and_in_several(stores: Stores) -> None:
+    blobs = stores.blobs
+    contents = [content(3_000, seed) for seed in range(9)]
+    # By another level than the store's own, which would not be the same stream.
+    streams = [encoded(data, level=1) for data in contents]
+    digests = [await put_zstd(blobs, data, stream) for data, stream in zip(contents, streams, strict=True)]
+    assert await blobs.read_many_as_stored(digests) == [(Compressor.ZSTD, stream) for stream in streams]
+    assert [await read_zstd(blobs, digest) for digest in digests] == streams
