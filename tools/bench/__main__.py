@@ -20,6 +20,7 @@ from tools.bench.measuring import Measured, measure_row
 from tools.bench.processes import HOST, Cores, server
 from tools.bench.report import as_json, table
 from tools.bench.rows import LARGE_BYTES, Target, all_rows
+from tools.bench.store_life import TRIALS
 
 from lathe_shared.grpc_transport import Engine
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from tools.bench.measuring import RowResult
     from tools.bench.rows import Row
+    from tools.bench.store_life import Outcome, Trial
 
 RESULTS = Path("bench-results")
 SECONDS, TURNS = 2.0, 3
@@ -55,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the JSON."""
     options = parse_arguments(arguments)
     rows = [row for row in all_rows() if re.search(options.rows, row.name)]
+    trials = [trial for name, trial in TRIALS.items() if options.rows and re.search(options.rows, name)]
+    if options.target and trials:
+        print("bench: the trials of a whole store's life need servers of their own; they are left out", file=sys.stderr)
+        trials = []
     seconds = options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else SECONDS
     turns = options.turns or (QUICK_TURNS if options.quick else TURNS)
     machine = machine_facts()
@@ -69,11 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     if row.server == name:
                         _tell(row)
                         results.append(measure_row(row, measured, seconds=seconds, turns=turns))
+        outcomes = [_run_trial(trial, options) for trial in trials]
     except BenchError as error:
         print(f"\nbench: {error}", file=sys.stderr)
         return 1
     engines = list(dict.fromkeys(engine for result in results for engine in result.runs))
-    print("\r" + " " * 79 + "\r" + table(results, engines))
+    if results:
+        print("\r" + " " * 79 + "\r" + table(results, engines))
+    for outcome in outcomes:
+        print(outcome.text())
     settings: dict[str, object] = {
         "began": began.isoformat(timespec="seconds"),
         "seconds": seconds,
@@ -83,9 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     options.results.mkdir(parents=True, exist_ok=True)
     path = options.results / f"bench-{began:%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps(as_json(results, machine, settings), indent=1) + "\n")
+    trial_figures = {"trials": {outcome.name: outcome.figures() for outcome in outcomes}} if outcomes else {}
+    path.write_text(json.dumps(as_json(results, machine, settings) | trial_figures, indent=1) + "\n")
     print(f"\nwritten to {path}")
     return 0
+
+
+def _run_trial(trial: Trial, options: argparse.Namespace) -> Outcome:
+    cores = Cores.of_this_machine()
+    with tempfile.TemporaryDirectory(prefix="lathe-bench-") as folder:
+        return trial(Path(folder), cores, quick=options.quick)
 
 
 def _tell(row: Row) -> None:

@@ -71,6 +71,15 @@ def cpu_time(stat: str) -> CpuTime:
     return CpuTime(int(fields[11]) / _TICKS_PER_SECOND, int(fields[12]) / _TICKS_PER_SECOND)
 
 
+def resident_bytes(status: str) -> int:
+    """Read the text of ``/proc/PID/status``.
+
+    Spec: proc(5), field VmRSS, in units of 1,024 bytes.
+    """
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return int(lines["VmRSS"].split()[0]) << 10
+
+
 class ServerProcess:
     """A server that runs.
 
@@ -86,6 +95,10 @@ class ServerProcess:
     def cpu_time(self) -> CpuTime:
         """Return the processor time that it has taken so far."""
         return cpu_time(Path(f"/proc/{self._process.pid}/stat").read_text())
+
+    def resident_bytes(self) -> int:
+        """Return the memory that it has now, mapped files included."""
+        return resident_bytes(Path(f"/proc/{self._process.pid}/status").read_text())
 
 
 @contextlib.contextmanager
@@ -151,8 +164,13 @@ def _pass_on(process: subprocess.Popen[str], log: Path) -> None:
         rest.writelines(process.stdout or ())
 
 
-def run_client(command: Sequence[str], cores: frozenset[int]) -> str:
+def run_client(command: Sequence[str], cores: frozenset[int], seconds: float = CLIENT_SECONDS) -> str:
     """Run a client to its end and return what it wrote.
+
+    Args:
+        command: Program and flags.
+        cores: Where it may run.
+        seconds: How long that may take.
 
     Raises:
         BenchError: It failed.
@@ -168,7 +186,7 @@ def run_client(command: Sequence[str], cores: frozenset[int]) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.sched_setaffinity(process.pid, cores)
         try:
-            output, _ = process.communicate(timeout=CLIENT_SECONDS)
+            output, _ = process.communicate(timeout=seconds)
         except BaseException as error:
             process.kill()
             if isinstance(error, subprocess.TimeoutExpired):
