@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import math
+import os
 import random
 import time
 from typing import TYPE_CHECKING
@@ -35,23 +36,43 @@ _SIGMA = math.log(NINTH_DECILE_BYTES / MEDIAN_BYTES) / 1.2815515655446004
 """Of the logarithm of the size; the divisor is the ninth decile of the normal distribution."""
 
 _SMALLEST_BYTES = 17
+SEED = "ageing"
 BATCH_BYTES = 1 << 20
 MESSAGE_BYTES = 1 << 20
 IN_FLIGHT = 4
 CALL_SECONDS = 300.0
+NICE = 10
 
 
-def make_sizes(seed: str, largest_bytes: int) -> Iterator[int]:
-    """Yield sizes without end: log-normal, cut off at both ends."""
-    chance = random.Random(seed)
+def round_of_sizes(round_bytes: int, largest_bytes: int) -> list[int]:
+    """Return sizes that are ``round_bytes`` together, or a little more: log-normal, cut off at both ends."""
+    chance = random.Random(SEED)
+    sizes: list[int] = []
+    total_bytes = 0
+    while total_bytes < round_bytes:
+        size_bytes = int(chance.lognormvariate(math.log(MEDIAN_BYTES), _SIGMA))
+        sizes.append(max(_SMALLEST_BYTES, min(largest_bytes, size_bytes)))
+        total_bytes += sizes[-1]
+    return sizes
+
+
+def make_sizes(round_bytes: int, largest_bytes: int) -> Iterator[int]:
+    """Yield sizes without end, round by round.
+
+    Each round has the same ones, or the few largest would make rounds differ; and each in another order, or what is
+    written would always fit the place of what has just gone.
+    """
+    chance = random.Random(SEED)
+    sizes = round_of_sizes(round_bytes, largest_bytes)
     while True:
-        yield max(_SMALLEST_BYTES, min(largest_bytes, int(chance.lognormvariate(math.log(MEDIAN_BYTES), _SIGMA))))
+        chance.shuffle(sizes)
+        yield from sizes
 
 
-def make_aged_blobs(salt: str, largest_bytes: int) -> Iterator[Blob]:
+def make_aged_blobs(salt: str, round_bytes: int, largest_bytes: int) -> Iterator[Blob]:
     """Yield blobs without end, each different from all others."""
     noise = random.Random(salt).randbytes(largest_bytes)
-    for number, size_bytes in enumerate(make_sizes(salt, largest_bytes)):
+    for number, size_bytes in enumerate(make_sizes(round_bytes, largest_bytes)):
         name = hashlib.blake2b(f"{salt}/{number}".encode(), digest_size=16).digest()
         data = name + noise[: size_bytes - len(name)]
         yield Blob(data, Digest.of(data))
@@ -64,17 +85,21 @@ class AgeingClient:
         channel: To the server.
         instance_name: Where to.
         salt: Other salts give other blobs.
+        limit_bytes: What the store may keep, and what is written in a round.
         largest_bytes: Of a blob.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, instance_name: str, salt: str, largest_bytes: int) -> None:
+    def __init__(
+        self, channel: grpc.aio.Channel, instance_name: str, salt: str, limit_bytes: int, largest_bytes: int
+    ) -> None:
         self._channel = channel
         self._instance_name = instance_name
         self._salt = salt
-        self._blobs = make_aged_blobs(salt, largest_bytes)
+        self._blobs = make_aged_blobs(salt, limit_bytes, largest_bytes)
+        self._limit_bytes = limit_bytes
         self._written_bytes = 0
 
-    async def run(self, limit_bytes: int, rounds: int) -> list[float]:
+    async def run(self, rounds: int) -> list[float]:
         """Write ``rounds`` times the limit; return when that began and when each round ended.
 
         By ``time.monotonic``, which is the same in all processes of a machine.
@@ -85,7 +110,7 @@ class AgeingClient:
         async def upload() -> None:
             while len(ends) < rounds:
                 await self._upload_some()
-                while self._written_bytes >= limit_bytes * (len(ends) + 1) and len(ends) < rounds:
+                while self._written_bytes >= self._limit_bytes * (len(ends) + 1) and len(ends) < rounds:
                     ends.append(time.monotonic())
 
         async with asyncio.TaskGroup() as group:
@@ -133,8 +158,10 @@ def check_all_stored(answer: bytes, count: int) -> None:
 
 async def _main(arguments: argparse.Namespace) -> list[float]:
     async with grpc.aio.insecure_channel(arguments.address) as channel:
-        client = AgeingClient(channel, arguments.instance_name, arguments.salt, arguments.largest_bytes)
-        return await client.run(arguments.limit_bytes, arguments.rounds)
+        client = AgeingClient(
+            channel, arguments.instance_name, arguments.salt, arguments.limit_bytes, arguments.largest_bytes
+        )
+        return await client.run(arguments.rounds)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -150,4 +177,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    # Who measures latencies shares the clients' cores, and should not measure how long it waits for one of them.
+    os.nice(NICE)
     print(json.dumps(asyncio.run(_main(parse_arguments()))))

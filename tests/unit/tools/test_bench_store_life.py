@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from tools.bench.ageing_client import LARGEST_BYTES, check_all_stored, make_aged_blobs, make_sizes
+from tools.bench.ageing_client import LARGEST_BYTES, check_all_stored, make_aged_blobs, make_sizes, round_of_sizes
 from tools.bench.errors import BenchError
 from tools.bench.processes import resident_bytes
 from tools.bench.store_life import AgeingOutcome, Start, StartOutcome, percentile
@@ -16,15 +16,23 @@ from lathe_shared.digest import Digest
 
 
 def test_sizes_are_those_of_builds() -> None:
-    sizes = sorted(itertools.islice(make_sizes("seed", LARGEST_BYTES), 50_000))
+    sizes = sorted(round_of_sizes(5 << 30, LARGEST_BYTES)[:50_000])
     assert 3_800 < sizes[25_000] < 4_400
     assert 92_000 < sizes[45_000] < 112_000
     assert sizes[-1] == LARGEST_BYTES
     assert sizes[0] == 17
 
 
+def test_rounds_have_the_same_sizes_in_another_order() -> None:
+    expected = round_of_sizes(10 << 20, 1 << 20)
+    sizes = make_sizes(10 << 20, 1 << 20)
+    first, second = (list(itertools.islice(sizes, len(expected))) for _ in range(2))
+    assert sorted(first) == sorted(second) == sorted(expected)
+    assert first != second
+
+
 def test_blobs_are_all_different_and_are_what_they_say() -> None:
-    blobs = list(itertools.islice(make_aged_blobs("salt", 1 << 16), 200))
+    blobs = list(itertools.islice(make_aged_blobs("salt", 1 << 20, 1 << 16), 200))
     assert len({blob.digest for blob in blobs}) == 200
     assert all(Digest.of(blob.data) == blob.digest for blob in blobs)
     assert max(len(blob.data) for blob in blobs) <= 1 << 16
