@@ -341,7 +341,7 @@ def unfinished(client: IndependentClient, name: str, stream: bytes, leave: threa
     leave.wait(60)
 
 
-@pytest.mark.parametrize("own_cas", [("--max-size-bytes=2000000",)], indirect=True)
+@pytest.mark.parametrize("own_cas", [("--max-size-bytes=2000000", "--lease-seconds=0")], indirect=True)
 def test_eviction_counts_what_is_on_disk(own_cas: OwnCas) -> None:
     client = own_cas.client
     blobs = [seeded(100_000, seed) for seed in range(60)]
