@@ -212,8 +212,10 @@ async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp
     await store.close()
 
 
-async def test_an_unnamed_upload_that_does_not_fit_at_its_end_leaves_nothing(tmp_path: Path) -> None:
-    store = LmdbStore(tmp_path, 4 * STAGE)
+# With the second one it is the last bytes of the copy under the right key that do not fit.
+@pytest.mark.parametrize("limit_bytes", [4 * STAGE, 4 * STAGE + STAGE // 2])
+async def test_an_unnamed_upload_that_does_not_fit_at_its_end_leaves_nothing(tmp_path: Path, limit_bytes: int) -> None:
+    store = LmdbStore(tmp_path, limit_bytes)
     await store.open()
     other = await store.blobs.open_upload(upload_name(Digest.of(content(2 * STAGE + 1))))
     await feed(other, content(2 * STAGE))

@@ -5,6 +5,7 @@ The empty blob is in every store without being put, and is never stored.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -162,6 +163,28 @@ class UnnamedUpload(ABC):
     @abstractmethod
     def abandon_soon(self) -> None:
         """Do what ``abandon`` does, in the background: for a request that was cancelled."""
+
+    async def take_all(self, pieces: AsyncIterator[memoryview]) -> Digest:
+        """Take in a whole blob and finish; whatever goes wrong, in ``pieces`` too, nothing of it is left.
+
+        Args:
+            pieces: The bytes; not changed by the caller afterwards.
+
+        Raises:
+            LatheError: As ``append`` and ``finish`` do.
+        """
+        try:
+            async for piece in pieces:
+                await self.append([piece], len(piece))
+        except Exception:
+            # The error that is under way matters more than one that this meets.
+            with contextlib.suppress(LatheError):
+                await self.abandon()
+            raise
+        except BaseException:
+            self.abandon_soon()
+            raise
+        return await self.finish()
 
 
 class BlobStore(ABC):

@@ -9,7 +9,6 @@ Spec: Bazel's documentation, "Remote caching", HTTP caching protocol; RFC 9110 f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from lathe_cas.http_cache.bodies import BLOB_HEADERS, BodyLimits, receive_body, 
 from lathe_cas.http_cache.collections import describe_collection, describe_value
 from lathe_cas.http_cache.paths import ActionResultPath, BlobPath, CachePath, parse_path
 from lathe_shared.digest import Digest, DigestFunction
-from lathe_shared.errors import DigestMismatchError, InvalidArgumentError, LatheError, NotFoundError
+from lathe_shared.errors import DigestMismatchError, InvalidArgumentError, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -211,18 +210,7 @@ class HttpCache:
     ) -> Digest:
         """Store a body as a blob, or nothing of it."""
         upload = await self._blobs.open_unnamed_upload(function, expected_hash)
-        try:
-            async for piece in body:
-                await upload.append([piece], len(piece))
-        except Exception:
-            # The error that is under way matters more than one that this meets.
-            with contextlib.suppress(LatheError):
-                await upload.abandon()
-            raise
-        except BaseException:
-            upload.abandon_soon()
-            raise
-        return await upload.finish()
+        return await upload.take_all(body)
 
     async def _get_action_result(self, path: ActionResultPath) -> web.StreamResponse:
         found = self._action_cache.get(path.instance_name, path.action_digest)

@@ -24,7 +24,7 @@ from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError, InvalidArgumentError, LatheError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from lathe_cas.stores.lmdb_chunks import Chunk
     from lathe_cas.stores.lmdb_storage import LmdbStorage
@@ -309,19 +309,19 @@ class LmdbUpload(Upload):
             found: What the bytes are.
             rest: Those that are not staged.
         """
-        storage = self._storage
-        upload = await begin_upload(LmdbUpload(storage, self._active, _secret_name(found)), restart=True)
-        try:
-            for first in range(0, self._staged_chunks, STAGE_BYTES // records.CHUNK_BYTES):
-                count = min(STAGE_BYTES // records.CHUNK_BYTES, self._staged_chunks - first)
-                data = await self._loop.run_in_executor(storage.executor, self._read_staged, first, count)
-                await upload.append([memoryview(data)], len(data))
-            await upload.append(rest, sum(map(len, rest)))
-        except BaseException:
-            upload.abandon_soon()
-            raise
-        await upload.finish()
+        copy = await begin_upload(LmdbUpload(self._storage, self._active, _secret_name(found)), restart=True)
+        await LmdbUnnamedUpload(copy, found.hash).take_all(self._all_bytes(rest))
         await self._drop()
+
+    async def _all_bytes(self, rest: list[memoryview]) -> AsyncIterator[memoryview]:
+        """Yield what is staged, in whole chunks, and then the rest."""
+        at_once = STAGE_BYTES // records.CHUNK_BYTES
+        for first in range(0, self._staged_chunks, at_once):
+            count = min(at_once, self._staged_chunks - first)
+            data = await self._loop.run_in_executor(self._storage.executor, self._read_staged, first, count)
+            yield memoryview(data)
+        for piece in rest:
+            yield piece
 
     def _read_staged(self, first: int, count: int) -> bytes:
         """Read whole chunks of this upload; in a thread."""

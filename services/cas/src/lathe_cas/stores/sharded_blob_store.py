@@ -200,18 +200,12 @@ class _MovedUpload(UnnamedUpload):
         return digest
 
     async def _copy(self, digest: Digest, there: BlobStore) -> None:
-        copy = await there.open_unnamed_upload(digest.function, digest.hash)
         try:
-            async for piece in self._here.read(digest):
-                await copy.append([memoryview(piece)], len(piece))
+            copy = await there.open_unnamed_upload(digest.function, digest.hash)
+            await copy.take_all(memoryview(piece) async for piece in self._here.read(digest))
         except LatheError:
-            await copy.abandon()
             await self._here.remove([digest])
             raise
-        except BaseException:
-            copy.abandon_soon()
-            raise
-        await copy.finish()
 
     @override
     async def abandon(self) -> None:
