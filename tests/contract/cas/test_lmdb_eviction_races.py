@@ -19,7 +19,7 @@ from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_operations import NewBlob, PutBlobs
 from lathe_shared.digest import Digest
-from lathe_shared.errors import ResourceExhaustedError
+from lathe_shared.errors import LatheError, ResourceExhaustedError, UnavailableError
 
 LIMIT_BYTES = 100_000
 LEASE_SECONDS = 3_000
@@ -111,8 +111,15 @@ async def test_whoever_looks_sees_the_writer_that_did_not_see_them(store: LmdbSt
     touches.forgive({old.key})
 
 
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (lmdb.DiskError("no room"), ResourceExhaustedError),
+        (lmdb.CorruptedError("a page that makes no sense"), UnavailableError),
+    ],
+)
 async def test_what_a_failed_transaction_would_have_evicted_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: lmdb.Error, told: type[LatheError]
 ) -> None:
     """And is forgiven before the next transaction, not by the event loop at any time during that."""
     store = LmdbStore(tmp_path / "store", LIMIT_BYTES, lease_seconds=LEASE_SECONDS)
@@ -123,7 +130,7 @@ async def test_what_a_failed_transaction_would_have_evicted_is_there(
 
     def fail(batch: WriteBatch, *_: object) -> None:
         doomed.append(batch.doomed & touches.doomed)
-        raise lmdb.DiskError("no room")
+        raise failure
 
     committer = store.storage.committer
     await store.storage.writer.aclose()
@@ -132,7 +139,7 @@ async def test_what_a_failed_transaction_would_have_evicted_is_there(
         patch.setattr(WriteBatch, "drop_blob", fail)
         key = Digest.of(data).key
         (outcome,) = committer.commit([PutBlobs([NewBlob(key, SIZE_BYTES, cut(data, chunk_seed(key)))])])
-    assert isinstance(outcome.error, ResourceExhaustedError)
+    assert isinstance(outcome.error, told)
     assert doomed
     assert all(old.key in keys for keys in doomed)
     assert not touches.doomed

@@ -180,13 +180,12 @@ class LmdbCommitter:
                     except _BUGS as error:
                         raise _UpkeepFailedError(f"upkeep: {error!r}") from error
                 batch.finish()
-        except PAGE_ERRORS:
-            # These are lost: one of them may be what LMDB cannot look up, and would keep all upkeep from happening.
-            raise
-        except BaseException:
-            touches.give_back(taken)
+        except BaseException as error:
             # At once: if this were left to the event loop, it might take back what the next transaction dooms.
             touches.forgive(doomed)
+            # Lost if LMDB cannot go somewhere: one of them may lead there, and would keep all upkeep from happening.
+            if not isinstance(error, PAGE_ERRORS):
+                touches.give_back(taken)
             raise
         self._doomed |= doomed
         self.commits += 1
