@@ -18,7 +18,7 @@ from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheEr
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, server_streaming, unary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
     from lathe_cas.blob_store import BlobStore
     from lathe_cas.cas_metrics import CasCounters
@@ -119,17 +119,17 @@ class ContentAddressableStorageServicer(Servicer):
                 outcomes[place] = error
                 continue
             places.append(place)
+        blobs: Sequence[bytes | tuple[Compressor, bytes] | None]
         if Compressor.ZSTD in request.acceptable_compressors:
-            for place, digest, stored in zip(
-                places, digests, await self._store.read_many_as_stored(digests), strict=True
-            ):
-                outcomes[place] = BlobNotFoundError(digest) if stored is None else stored
-                self._counters.sent_bytes += len(stored[1]) if stored else 0
-            return batch_read_response([wire for wire, _, _ in request.digests], outcomes)
-        blobs = await self._store.read_many(digests)
+            blobs = await self._store.read_many_as_stored(digests)
+        else:
+            blobs = await self._store.read_many(digests)
         for place, digest, blob in zip(places, digests, blobs, strict=True):
-            outcomes[place] = BlobNotFoundError(digest) if blob is None else blob
-            self._counters.sent_bytes += len(blob or b"")
+            if blob is None:
+                outcomes[place] = BlobNotFoundError(digest)
+                continue
+            outcomes[place] = blob
+            self._counters.sent_bytes += len(blob[1] if isinstance(blob, tuple) else blob)
         return batch_read_response([wire for wire, _, _ in request.digests], outcomes)
 
     async def _get_tree(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
