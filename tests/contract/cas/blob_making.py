@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from lathe_cas.blob_store import BlobStore, Upload, UploadName
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest
 
 
@@ -35,7 +36,15 @@ async def read(store: BlobStore, digest: Digest, offset_bytes: int = 0, limit_by
 
 
 def missing(store: BlobStore, *digests: Digest) -> list[Digest]:
-    return store.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests])
+    """Ask for blobs whose leases, if they have any, are not over."""
+    found = store.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests])
+    assert isinstance(found, list)
+    return found
+
+
+async def missing_soon(store: BlobStore, *digests: Digest) -> list[Digest]:
+    """Ask for blobs whose leases may be over."""
+    return await settled(store.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests]))
 
 
 async def feed(upload: Upload, data: bytes, piece_bytes: int = 100_000) -> None:

@@ -94,7 +94,7 @@ class MemoryBlobStore(BlobStore):
         return MemoryUnnamedUpload(self, function, expected_hash)
 
     @override
-    def upload_status(self, name: UploadName) -> UploadStatus:
+    async def upload_status(self, name: UploadName) -> UploadStatus:
         if self.whole(name.digest) is not None:
             return UploadStatus(name.digest.size_bytes, True)
         return UploadStatus(0 if name.compressor else len(self.staged.get(name, b"")), False)

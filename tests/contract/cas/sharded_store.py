@@ -16,8 +16,8 @@ SHARDS = 3
 class ShardedStore:
     """Opened by ``open``, on the event loop that uses it."""
 
-    def __init__(self, path: Path) -> None:
-        self.shards = [LmdbStore(path / str(number)) for number in range(SHARDS)]
+    def __init__(self, path: Path, *, lease_seconds: int = 0) -> None:
+        self.shards = [LmdbStore(path / str(number), lease_seconds=lease_seconds) for number in range(SHARDS)]
         self.blobs: ShardedBlobStore
         self.results: ShardedActionResultStore
 

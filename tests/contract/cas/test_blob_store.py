@@ -133,7 +133,7 @@ async def test_the_same_hash_with_another_size_is_another_blob(blobs: BlobStore)
     assert await blobs.remove([other]) == 0
     (outcome,) = await blobs.put_many([(other, memoryview(data))])
     assert isinstance(outcome, DigestMismatchError)
-    assert blobs.upload_status(upload_name(other)) == UploadStatus(0, False)
+    assert await blobs.upload_status(upload_name(other)) == UploadStatus(0, False)
     assert await blobs.read_many([digest]) == [data]
 
 
@@ -143,7 +143,7 @@ async def test_the_empty_blob_is_always_there(blobs: BlobStore, function: Digest
     assert missing(blobs, empty) == []
     assert await blobs.read_many([empty]) == [b""]
     assert await read(blobs, empty) == b""
-    assert blobs.upload_status(upload_name(empty)) == UploadStatus(0, True)
+    assert await blobs.upload_status(upload_name(empty)) == UploadStatus(0, True)
     assert await blobs.put_many([(empty, memoryview(b""))]) == [None]
     assert await blobs.remove([empty]) == 0
     assert missing(blobs, empty) == []

@@ -138,9 +138,9 @@ async def test_a_damaged_upload_begins_again(lmdb: LmdbStore, number: int) -> No
     flip(lmdb, data[number * CHUNK : min((number + 1) * CHUNK, 3 * CHUNK - 100)], 9)
     upload = await lmdb.blobs.open_upload(name)
     assert upload.committed_bytes == 0
-    assert lmdb.blobs.upload_status(name) == UploadStatus(0, False)
+    assert await lmdb.blobs.upload_status(name) == UploadStatus(0, False)
     assert await upload.suspend() == 0
-    assert lmdb.blobs.upload_status(name) == UploadStatus(0, False), "the client is told where to go on"
+    assert await lmdb.blobs.upload_status(name) == UploadStatus(0, False), "the client is told where to go on"
     upload = await lmdb.blobs.open_upload(name)
     await feed(upload, data)
     await upload.finish()

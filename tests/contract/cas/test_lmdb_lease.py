@@ -7,15 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
+from tests.contract.cas.blob_making import blob, content, feed, missing, missing_soon, put, read, upload_name
 from tests.contract.cas.lmdb_store import STEP_SECONDS, LmdbStore
-from typing_extensions import override
 
 from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.soon import settled
 from lathe_cas.stores import lmdb_committer
-from lathe_cas.stores.lmdb_batch import WriteBatch
-from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
-from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlobs
 from lathe_shared.digest import Digest
 from lathe_shared.errors import LatheError, ResourceExhaustedError
 
@@ -65,7 +62,7 @@ async def test_what_is_leased_stays_and_the_refusal_says_what_to_change(store: L
         "unfinished uploads hold 0",
     ):
         assert part in str(outcome)
-    assert missing(store.blobs, *digests) == []
+    assert await missing_soon(store.blobs, *digests) == []
     assert status.counters["refused_writes"] == 2
     assert status.counters["refused_bytes"] > 60_000
     assert (status.oldest_evicted_age_seconds, status.least_evicted_age_seconds) == (None, None)
@@ -80,7 +77,7 @@ async def test_a_lease_ends_and_never_early(store: LmdbStore, offset_seconds: in
     while await put_one(store, 1_000) is not None:
         store.now += 50
     assert LEASE_SECONDS <= store.now - began < SURELY_OVER_SECONDS
-    assert missing(store.blobs, *digests) != []
+    assert await missing_soon(store.blobs, *digests) != []
     age = store.blobs.status().least_evicted_age_seconds
     assert age is not None
     assert LEASE_SECONDS <= age <= store.now - began
@@ -104,24 +101,24 @@ async def test_use_renews_a_lease(store: LmdbStore, use: str) -> None:
         await store.results.put("main", ACTION, StoredActionResult(b"result", references))
     store.now += LEASE_SECONDS - 1
     if use == "find":
-        assert missing(store.blobs, *used) == []
+        assert await missing_soon(store.blobs, *used) == []
     elif use == "size":
-        store.blobs.find_sizes([digest.key for digest in used])
+        await settled(store.blobs.find_sizes([digest.key for digest in used]))
     elif use == "read":
         for digest in used:
             await read(store.blobs, digest)
     elif use == "put":
         await put(store.blobs, *(content(30_000, seed) for seed in range(5)))
     else:
-        assert store.results.get("main", ACTION) is not None
+        assert await settled(store.results.get("main", ACTION)) is not None
     store.now += LEASE_SECONDS - 1
     seeds = itertools.count(1_000)
     while await put_one(store, next(seeds)) is None:
         pass
     assert next(seeds) > 1_020, "all else has made room"
-    assert missing(store.blobs, *used) == []
+    assert await missing_soon(store.blobs, *used) == []
     if use == "result":
-        assert store.results.get("main", ACTION) is not None
+        assert await settled(store.results.get("main", ACTION)) is not None
 
 
 async def test_uploads_and_action_results_are_refused_alike(store: LmdbStore) -> None:
@@ -134,45 +131,6 @@ async def test_uploads_and_action_results_are_refused_alike(store: LmdbStore) ->
     with pytest.raises(ResourceExhaustedError, match="lease_seconds"):
         await store.results.put("main", ACTION, StoredActionResult(bytes(300_000), []))
     assert store.blobs.status().staged_bytes == 0
-
-
-class PutAndAsk(Operation[list[Digest]]):
-    """Puts a blob, and asks for others before that is committed, as a client may."""
-
-    def __init__(self, store: LmdbStore, wanted: list[Digest]) -> None:
-        self.store = store
-        self.wanted = wanted
-        self.sizes: list[int | None] = []
-        self.has_result = False
-
-    @override
-    def apply(self, batch: WriteBatch) -> list[Digest]:
-        data = content(30_000, 1_000)
-        key = Digest.of(data).key
-        assert PutBlobs([NewBlob(key, len(data), cut(data, chunk_seed(key)))]).apply(batch) == [None]
-        self.has_result = self.store.results.get("main", ACTION) is not None
-        self.sizes = self.store.blobs.find_sizes([digest.key for digest in self.wanted])
-        return missing(self.store.blobs, *self.wanted)
-
-
-@pytest.mark.parametrize("what", ["blob", "result"])
-async def test_what_is_being_evicted_is_missing_before_the_commit(store: LmdbStore, what: str) -> None:
-    """A client that is told that a blob is there does not send it; so it had better be there a moment later, too."""
-    if what == "result":
-        await store.results.put("main", ACTION, StoredActionResult(bytes(30_000), []))
-    digests = await fill(store) if what == "blob" else [*await put(store.blobs, content(30_000))]
-    for seed in range(100, 131):
-        await put_one(store, seed)
-    store.now += SURELY_OVER_SECONDS
-    operation = PutAndAsk(store, digests)
-    gone = await store.storage.writer.submit(operation)
-    assert len(gone) == (1 if what == "blob" else 0)
-    assert [size is None for size in operation.sizes] == [digest in gone for digest in digests]
-    assert not operation.has_result
-    count = await store.recount()
-    assert set(digests) - count.blobs.keys() == set(gone)
-    assert not count.action_results
-    assert not store.storage.touches.doomed, "forgotten when it is over"
 
 
 async def test_an_action_result_never_counts_as_used_later_than_its_blobs(store: LmdbStore) -> None:
@@ -200,7 +158,7 @@ async def test_a_clock_that_is_set_while_the_store_is_open_changes_nothing(store
     store.wall_error_seconds = -(10**9)
     store.now += SURELY_OVER_SECONDS
     assert await put_one(store, 1_000) is None
-    gone = missing(store.blobs, *digests)
+    gone = await missing_soon(store.blobs, *digests)
     assert gone == digests[: len(gone)] != []
 
 
@@ -210,9 +168,9 @@ async def test_after_a_start_with_a_clock_that_was_set_back_leases_hold_and_end(
     await store.reopen()
     assert isinstance(await put_one(store, 1_000), ResourceExhaustedError)
     store.now += SURELY_OVER_SECONDS
-    assert missing(store.blobs, *digests[:-1]) == []
+    assert await missing_soon(store.blobs, *digests[:-1]) == []
     assert await put_one(store, 1_000) is None
-    assert missing(store.blobs, *digests) == digests[-1:], "the order of use went on"
+    assert await missing_soon(store.blobs, *digests) == digests[-1:], "the order of use went on"
 
 
 async def test_what_is_too_old_goes_though_there_is_room(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:

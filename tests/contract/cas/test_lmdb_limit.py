@@ -91,7 +91,7 @@ async def test_what_is_used_is_kept(store: LmdbStore, use: str) -> None:
     elif use == "put":
         await put(store.blobs, content(30_000, 0))
     else:
-        assert store.blobs.upload_status(upload_name(used)).complete
+        assert (await store.blobs.upload_status(upload_name(used))).complete
     for seed in range(100, 120):
         store.now += STEP_SECONDS
         await put(store.blobs, content(30_000, seed))
@@ -174,7 +174,7 @@ async def test_unfinished_uploads_that_hold_all_room_are_named(tmp_path: Path) -
     second = await store.blobs.open_upload(names[1])
     with pytest.raises(ResourceExhaustedError, match="unfinished uploads"):
         await feed_and(second, content(3 * STAGE, 1)[:-1], second.suspend)
-    assert store.blobs.upload_status(names[0]) == UploadStatus(3 * STAGE - 1, False)
+    assert await store.blobs.upload_status(names[0]) == UploadStatus(3 * STAGE - 1, False)
     third = await store.blobs.open_upload(names[1])
     await third.abandon()
     first = await store.blobs.open_upload(names[0])
@@ -207,7 +207,7 @@ async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp
     with pytest.raises(ResourceExhaustedError):
         await asyncio.shield(stage)
     await upload.abandon()
-    assert store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    assert await store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
     await store.recount()
     await store.close()
 
@@ -246,11 +246,11 @@ async def test_an_abandoned_upload_is_cleared_after_a_day(store: LmdbStore) -> N
     await upload.suspend()
     store.now += UPLOAD_MAX_AGE_SECONDS
     await store.settle()
-    assert store.blobs.upload_status(name) == UploadStatus(2 * CHUNK + 5, False)
+    assert await store.blobs.upload_status(name) == UploadStatus(2 * CHUNK + 5, False)
     resumed = await store.blobs.open_upload(name)
     store.now += 120
     await store.settle()
-    assert store.blobs.upload_status(name) == UploadStatus(0, False)
+    assert await store.blobs.upload_status(name) == UploadStatus(0, False)
     assert store.blobs.status().counters["expired_uploads"] == 1
     await feed(resumed, data[2 * CHUNK + 5 :])
     with pytest.raises(AbortedError, match="cleared"):

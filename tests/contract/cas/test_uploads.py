@@ -34,7 +34,7 @@ async def test_an_upload_becomes_a_blob_when_it_is_finished(
     await upload.finish()
     assert missing(blobs, digest) == []
     assert await read(blobs, digest) == data
-    assert blobs.upload_status(name) == UploadStatus(size_bytes, True)
+    assert await blobs.upload_status(name) == UploadStatus(size_bytes, True)
     assert blobs.status().staged_bytes == 0
 
 
@@ -123,7 +123,7 @@ async def test_bytes_that_are_not_the_blob_are_refused_and_forgotten(
     with pytest.raises(DigestMismatchError):
         await upload.finish()
     assert missing(blobs, digest) == [digest]
-    assert blobs.upload_status(name) == UploadStatus(0, False)
+    assert await blobs.upload_status(name) == UploadStatus(0, False)
     assert blobs.status().staged_bytes == 0
 
 
@@ -137,7 +137,7 @@ async def test_a_suspended_upload_goes_on_where_it_stopped(stores: Stores, first
     assert await upload.suspend() == first_bytes
     if closes:
         await stores.reopen()
-    assert stores.blobs.upload_status(name) == UploadStatus(first_bytes, False)
+    assert await stores.blobs.upload_status(name) == UploadStatus(first_bytes, False)
     assert missing(stores.blobs, digest) == [digest]
     upload = await stores.blobs.open_upload(name)
     assert upload.committed_bytes == first_bytes
@@ -211,7 +211,7 @@ async def test_an_abandoned_upload_leaves_nothing(blobs: BlobStore, first_bytes:
     upload = await blobs.open_upload(upload_name(digest))
     await feed(upload, data[50:first_bytes])
     await upload.abandon()
-    assert blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    assert await blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
     assert blobs.status().staged_bytes == 0
 
 
@@ -227,12 +227,12 @@ async def test_uploads_under_other_names_are_other_uploads(blobs: BlobStore) -> 
         upload = await blobs.open_upload(name)
         await feed(upload, data[: 100 * number])
         await upload.suspend()
-    assert [blobs.upload_status(name).committed_bytes for name in names] == [100, 200, 300, 400]
+    assert [(await blobs.upload_status(name)).committed_bytes for name in names] == [100, 200, 300, 400]
     upload = await blobs.open_upload(names[1])
     await feed(upload, data[200:])
     await upload.finish()
-    assert [blobs.upload_status(name) for name in names[:3]] == [UploadStatus(1000, True)] * 3
-    assert blobs.upload_status(names[3]) == UploadStatus(400, False)
+    assert [await blobs.upload_status(name) for name in names[:3]] == [UploadStatus(1000, True)] * 3
+    assert await blobs.upload_status(names[3]) == UploadStatus(400, False)
 
 
 @pytest.mark.parametrize("first_bytes", [0, 100, STAGE, STAGE + 100])
@@ -273,7 +273,7 @@ async def test_a_second_stream_goes_on_with_what_the_first_one_had_durable(blobs
     second = await blobs.open_upload(upload_name(digest))
     done_bytes = second.committed_bytes
     assert 0 <= done_bytes <= 3 * STAGE
-    assert blobs.upload_status(upload_name(digest)) == UploadStatus(done_bytes, False)
+    assert await blobs.upload_status(upload_name(digest)) == UploadStatus(done_bytes, False)
     await feed(second, data[done_bytes:])
     await second.finish()
     assert await read(blobs, digest) == data
@@ -334,7 +334,7 @@ async def test_an_upload_of_a_blob_that_appeared_meanwhile_is_finished_all_the_s
     upload = await blobs.open_upload(upload_name(digest))
     await feed(upload, data)
     await put(blobs, data)
-    assert blobs.upload_status(upload_name(digest)) == UploadStatus(digest.size_bytes, True)
+    assert await blobs.upload_status(upload_name(digest)) == UploadStatus(digest.size_bytes, True)
     await upload.finish()
     assert await read(blobs, digest) == data
     assert blobs.status().staged_bytes == 0
@@ -358,7 +358,7 @@ async def test_an_upload_kept_in_the_background_survives_closing(stores: Stores)
     await feed(upload, data[: STAGE + 100])
     upload.suspend_soon()
     await stores.reopen()
-    assert stores.blobs.upload_status(upload_name(digest)) == UploadStatus(STAGE + 100, False)
+    assert await stores.blobs.upload_status(upload_name(digest)) == UploadStatus(STAGE + 100, False)
 
 
 async def test_staged_bytes_are_counted(blobs: BlobStore) -> None:

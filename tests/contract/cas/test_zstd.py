@@ -92,7 +92,7 @@ async def test_a_compressed_upload_becomes_a_blob(blobs: BlobStore, size_bytes: 
     await upload_zstd(blobs, zstd_name(digest), encoded(data), piece_bytes)
     assert await read(blobs, digest) == data
     assert decoded(await read_zstd(blobs, digest)) == data
-    assert blobs.upload_status(zstd_name(digest)) == UploadStatus(size_bytes, True)
+    assert await blobs.upload_status(zstd_name(digest)) == UploadStatus(size_bytes, True)
     assert blobs.status().staged_bytes == 0
 
 
@@ -186,7 +186,7 @@ async def test_a_compressed_upload_that_breaks_begins_anew(stores: Stores, first
             assert stores.blobs.status().staged_bytes == 0
         if closes:
             await stores.reopen()
-        assert stores.blobs.upload_status(name) == UploadStatus(0, False)
+        assert await stores.blobs.upload_status(name) == UploadStatus(0, False)
     await upload_zstd(stores.blobs, name, stream)
     assert await read(stores.blobs, digest) == data
     assert stores.blobs.status().staged_bytes == 0
@@ -200,8 +200,8 @@ async def test_compressed_and_plain_uploads_are_different_ones(blobs: BlobStore)
     await upload_zstd(blobs, zstd_name(digest, "other"), encoded(data))
     assert await read(blobs, digest) == data
     await blobs.remove([digest])
-    assert blobs.upload_status(upload_name(digest)) == UploadStatus(1000, False)
-    assert blobs.upload_status(zstd_name(digest)) == UploadStatus(0, False)
+    assert await blobs.upload_status(upload_name(digest)) == UploadStatus(1000, False)
+    assert await blobs.upload_status(zstd_name(digest)) == UploadStatus(0, False)
 
 
 @pytest.fixture

@@ -12,19 +12,20 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.contract.cas.blob_making import blob, missing, read, upload_name
+from tests.contract.cas.blob_making import blob, missing_soon, read, upload_name
 from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, LmdbStore
 from tests.stateful.cas.store_model import Model, ModelResult, ModelUpload, Session
 from typing_extensions import override
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.blob_store import UploadName
+from lathe_cas.soon import settled
 from lathe_cas.stores import (
     lmdb_access_log,
     lmdb_batch,
@@ -37,9 +38,7 @@ from lathe_cas.stores import (
     lmdb_stored_form,
     lmdb_upload,
 )
-from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_committer import AGE_CHECK_SECONDS
-from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlobs
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     AbortedError,
@@ -69,25 +68,6 @@ digests = st.lists(st.sampled_from([*DIGESTS, EMPTY]), min_size=1, max_size=6)
 
 def disk_bytes(size_bytes: int) -> int:
     return lmdb_records.blob_disk_bytes(size_bytes) + lmdb_records.INDEX_OVERHEAD_BYTES
-
-
-class PutAndAsk(Operation[LatheError | None]):
-    """Puts a blob, and asks in the middle of the transaction, as another thread may at any time."""
-
-    def __init__(self, store: LmdbStore, digest: Digest) -> None:
-        self.store = store
-        self.digest = digest
-        self.missing: list[Digest] = []
-
-    @override
-    def apply(self, batch: WriteBatch) -> LatheError | None:
-        digest = self.digest
-        blob = NewBlob(
-            digest.key, digest.size_bytes, lmdb_chunks.cut(BLOBS[digest], lmdb_chunks.chunk_seed(digest.key))
-        )
-        (outcome,) = PutBlobs([blob]).apply(batch)
-        self.missing = missing(self.store.blobs, *DIGESTS)
-        return outcome
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -203,16 +183,45 @@ class StoreMachine(RuleBasedStateMachine):
             assert staged_bytes + self.leased_bytes() + disk_bytes(digest.size_bytes) > LIMIT_BYTES
 
     @precondition(lambda self: self.model.lease_seconds)
-    @rule(digest=st.sampled_from(DIGESTS), wait_seconds=st.sampled_from([0, LEASE_SECONDS, 2 * LEASE_SECONDS]))
-    def put_while_another_asks(self, digest: Digest, wait_seconds: int) -> None:
-        """What is being evicted at this moment is missing already, or stays."""
+    @rule(
+        sent=st.lists(st.sampled_from(DIGESTS), min_size=1, max_size=3),
+        wait_seconds=st.sampled_from([0, LEASE_SECONDS, 2 * LEASE_SECONDS]),
+        action=st.sampled_from(ACTIONS),
+        order=st.permutations(["put", "find", "size", "result"]),
+    )
+    def do_at_the_same_time(
+        self, sent: list[Digest], wait_seconds: int, action: tuple[str, Digest], order: list[str]
+    ) -> None:
+        """What is told to be there stays, whatever is put at the same time; what is told to be missing is."""
         self.store.now += wait_seconds
-        operation = PutAndAsk(self.store, digest)
-        if self.do(self.store.storage.writer.submit(operation)) is None:
-            self.model.use(digest, self.step, self.now)
-        self.use(*(each for each in DIGESTS if each not in operation.missing))
+        blobs = self.store.blobs
+        keys = [digest.key for digest in DIGESTS]
+        clients: dict[str, Callable[[], Awaitable[object]]] = {
+            "put": lambda: blobs.put_many([(digest, memoryview(BLOBS[digest])) for digest in sent]),
+            "find": lambda: missing_soon(blobs, *DIGESTS),
+            "size": lambda: settled(blobs.find_sizes(keys)),
+            "result": lambda: settled(self.store.results.get(*action)),
+        }
+
+        async def all_together() -> dict[str, object]:
+            return dict(zip(order, await asyncio.gather(*(clients[name]() for name in order)), strict=True))
+
+        answers = cast("dict[str, Any]", self.do(all_together()))
+        put = {digest for digest, outcome in zip(sent, answers["put"], strict=True) if outcome is None}
+        sized = [digest for digest, size_bytes in zip(DIGESTS, answers["size"], strict=True) if size_bytes is not None]
+        told = {*sized, *(set(DIGESTS) - set(answers["find"]))}
+        stored = self.model.results.get(self.result_key(*action))
+        if answers["result"] is not None:
+            assert stored is not None
+            assert answers["result"] == FoundActionResult(stored.action_result, stored.expanded)
+            told |= {digest for digest in stored.references if not digest.is_empty}
+            stored.step, stored.used_at = self.step, self.now
         count = self.do(self.store.recount())
-        assert set(DIGESTS) - count.blobs.keys() <= {digest, *operation.missing}, "answered as present, and gone"
+        assert told <= count.blobs.keys(), "answered as present, and gone"
+        for untold in (set(answers["find"]), set(DIGESTS) - set(sized)):
+            assert (untold & count.blobs.keys()) <= put, "answered as missing, and there"
+        for digest in put | told:
+            self.model.use(digest, self.step, self.now)
 
     @rule(digest=st.sampled_from(DIGESTS), is_wrong=st.booleans())
     def put_unnamed(self, digest: Digest, is_wrong: bool) -> None:
@@ -246,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(wanted=digests)
     def find_missing(self, wanted: list[Digest]) -> None:
-        assert missing(self.store.blobs, *wanted) == self.model.missing(wanted)
+        assert self.do(missing_soon(self.store.blobs, *wanted)) == self.model.missing(wanted)
         self.use(*wanted)
 
     @rule(wanted=digests)
@@ -316,7 +325,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(action=st.sampled_from(ACTIONS))
     def get_result(self, action: tuple[str, Digest]) -> None:
-        found = self.store.results.get(*action)
+        found = self.do(settled(self.store.results.get(*action)))
         stored = self.model.results.get(self.result_key(*action))
         if stored is None or self.model.missing(stored.references):
             assert found is None
@@ -478,7 +487,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def upload_status(self, name: UploadName) -> None:
-        status = self.store.blobs.upload_status(name)
+        status = self.do(self.store.blobs.upload_status(name))
         assert status.complete == self.model.has(name.digest)
         self.use(name.digest)
         known = self.model.uploads.get(name, ModelUpload())

@@ -15,7 +15,7 @@ from tests.contract.cas.recount import recount
 from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores import lmdb_eviction
-from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB, Touches
+from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
 from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
@@ -36,7 +36,6 @@ class Log:
     def __init__(self, environment: LmdbEnvironment) -> None:
         self.environment = environment
         self.step = 10
-        self.touches = Touches(lambda: self.step)
 
     def put(self, *seeds: int) -> list[bytes]:
         keys = []
@@ -76,7 +75,7 @@ class Log:
         return rounds
 
     def batch(self, txn: object) -> WriteBatch:
-        return WriteBatch(self.environment, txn, self.step, EvictionPolicy(1 << 30), self.touches, set())  # type: ignore[arg-type]  # the stub's transaction is generic
+        return WriteBatch(self.environment, txn, self.step, EvictionPolicy(1 << 30))  # type: ignore[arg-type]  # the stub's transaction is generic
 
     def left(self) -> set[bytes]:
         with self.environment.read() as txn:
@@ -160,38 +159,6 @@ def test_what_was_touched_later_is_passed_over(environment: LmdbEnvironment) -> 
     log.evict(1)
     assert log.left() == {keys[0], keys[1]}
     assert log.entries() == 2, "what eviction came by is gone, stale or not"
-
-
-def test_what_waits_to_be_touched_is_kept(environment: LmdbEnvironment) -> None:
-    """Groups that hold such entries are passed over once, however many there are."""
-    log = Log(environment)
-    kept = []
-    for seed in range(0, 20, 2):
-        keys = log.put(seed, seed + 1)
-        kept.append(keys[0])
-    log.touches.blobs.update(kept)
-    assert log.evict(10**9) == 10 * 322
-    assert log.left() == set(kept)
-    assert log.entries() == 10
-
-
-def test_eviction_looks_at_each_group_once(environment: LmdbEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Log(environment)
-    for seed in range(40):
-        keys = log.put(seed)
-        if seed % 2 == 0:
-            log.touches.blobs.update(keys)
-    looked_at = []
-    first_group = access_log.first_group
-
-    def counting(*arguments: object) -> object:
-        group = first_group(*arguments)  # type: ignore[arg-type]  # passed on as they came
-        looked_at.append(group)
-        return group
-
-    monkeypatch.setattr(access_log, "first_group", counting)
-    assert log.evict(10**9) == 20 * 322
-    assert len(looked_at) == 41
 
 
 def test_eviction_may_be_bounded(environment: LmdbEnvironment) -> None:

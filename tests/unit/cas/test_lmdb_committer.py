@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lathe_cas.eviction_policy import EvictionPolicy
 from lathe_cas.stores import lmdb_committer
-from lathe_cas.stores.access_touches import KIND_BLOB, Touches
+from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
 from lathe_cas.stores.lmdb_committer import LmdbCommitter, to_lathe_error
@@ -101,7 +101,7 @@ def test_touches_of_a_failed_transaction_are_kept(environment: LmdbEnvironment) 
     group.commit([put(1)])
     group._touches.blobs.add(Digest.of(content(100, 1)).key)
     group.commit([Fails(lmdb.MapFullError("full"), changes_first=False)])
-    assert group._touches.is_touched(KIND_BLOB, Digest.of(content(100, 1)).key)
+    assert Digest.of(content(100, 1)).key in group._touches.blobs
     group.commit([Nothing()])
     assert not group._touches
 

@@ -31,7 +31,7 @@ from lathe_cas.stores.lmdb_operations import (
     StageUpload,
 )
 from lathe_shared.digest import Digest
-from lathe_shared.errors import AbortedError, ResourceExhaustedError
+from lathe_shared.errors import AbortedError
 
 CHUNK = 65_520
 DATA = content(3 * CHUNK)
@@ -130,14 +130,14 @@ def test_a_restart_takes_the_old_chunks_place(environment: LmdbEnvironment) -> N
 def test_a_large_blob_becomes_garbage_that_is_freed_in_steps(environment: LmdbEnvironment) -> None:
     data = content(100 * CHUNK + 5)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1), set())
+        batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30))
         batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     disk_bytes = environment.read_totals().stored_bytes
     freed: list[int] = []
     for step in range(4):
         with environment.env.begin(write=True) as txn:
-            batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30), Touches(lambda: 1), set())
+            batch = WriteBatch(environment, txn, 1, EvictionPolicy(1 << 30))
             if step == 0:
                 record = batch.blob(Digest.of(data).key)
                 assert record is not None
@@ -157,34 +157,17 @@ def test_room_is_made_by_freeing_garbage_too(environment: LmdbEnvironment) -> No
     data = content(100 * CHUNK)
     policy = EvictionPolicy(110 * 65_600)
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1), set())
+        batch = WriteBatch(environment, txn, 1, policy)
         batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
         batch.finish()
     with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, Touches(lambda: 1), set())
+        batch = WriteBatch(environment, txn, 1, policy)
         batch.reserve(50 * CHUNK)
         assert batch.totals.blobs == 0, "evicted"
         assert batch.totals.used_bytes + 50 * CHUNK <= policy.limit_bytes
         assert batch.totals.garbage_bytes > 0, "no more than was needed"
         batch.finish()
     recount(environment)
-
-
-def test_what_is_in_use_is_not_evicted_for_a_writer(environment: LmdbEnvironment) -> None:
-    data = content(1_000)
-    touches = Touches(lambda: 1)
-    policy = EvictionPolicy(2_000)
-    with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, touches, set())
-        batch.add_blob(Digest.of(data).key, len(data), cut(data, chunk_seed(Digest.of(data).key)))
-        batch.finish()
-    touches.blobs.add(Digest.of(data).key)
-    with environment.env.begin(write=True) as txn:
-        batch = WriteBatch(environment, txn, 1, policy, touches, set())
-        with pytest.raises(ResourceExhaustedError, match="nothing may be evicted now"):
-            batch.reserve(1_500)
-        assert batch.totals.blobs == 1
-        batch.finish()
 
 
 def test_only_the_damaged_bytes_are_dropped_not_what_was_written_anew(environment: LmdbEnvironment) -> None:

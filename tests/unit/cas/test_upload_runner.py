@@ -111,7 +111,7 @@ async def test_a_stream_that_ends_early_is_kept_and_resumed(kept_bytes: int) -> 
     store = MemoryBlobStore()
     assert await run(store, messages(0, kept_bytes, finish=False)) == kept_bytes
     assert store.staged[NAME] == DATA[:kept_bytes]
-    assert store.upload_status(NAME) == (kept_bytes, False)
+    assert await store.upload_status(NAME) == (kept_bytes, False)
     assert await run(store, messages(kept_bytes)) == SIZE
     assert store.whole(DIGEST) == DATA
     assert not store.staged

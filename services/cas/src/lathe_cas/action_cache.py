@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from lathe_cas.action_result_store import ActionResultStore, StoredActionResult
+from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
+from lathe_cas.soon import settled
 from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES, read_together
 from lathe_shared.action_result_wire import read_references
 from lathe_shared.digest import Digest, DigestFunction
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
     from lathe_cas.blob_store import BlobStore
+    from lathe_cas.soon import Soon
 
 References = dict[tuple[bytes, int], None]
 """Key and size of blobs, each once, in order. A hash that comes with two sizes counts as two: only one can be there."""
@@ -46,17 +48,28 @@ class ActionCache:
         self._results = results
         self._blobs = blobs
 
-    def get(self, instance_name: str, action_digest: Digest) -> bytes | Awaitable[bytes | None] | None:
+    def get(self, instance_name: str, action_digest: Digest) -> Soon[bytes | None]:
         """Return an action result if it is there and complete, and touch it and all that it names.
 
-        An answer at once is the rule; only a result whose Trees came after it needs to be awaited.
+        An answer at once is the rule. It needs to be awaited if the result's Trees came after it, and if a lease has to
+        be renewed.
         """
         found = self._results.get(instance_name, action_digest)
         if found is None:
             return None
+        if not isinstance(found, FoundActionResult):
+            return self._get_later(instance_name, action_digest, found)
         if found.expanded:
             return found.action_result
         return self._expand(instance_name, action_digest, found.action_result)
+
+    async def _get_later(
+        self, instance_name: str, action_digest: Digest, answer: Awaitable[FoundActionResult | None]
+    ) -> bytes | None:
+        found = await answer
+        if found is None or found.expanded:
+            return None if found is None else found.action_result
+        return await self._expand(instance_name, action_digest, found.action_result)
 
     async def _expand(self, instance_name: str, action_digest: Digest, action_result: bytes) -> bytes | None:
         """Work out what a result names now that its Trees are there, and look it up again."""
@@ -66,11 +79,11 @@ class ActionCache:
             return None
         if not stored.expanded:
             return None
-        found = self._results.get(instance_name, action_digest)
+        found = await settled(self._results.get(instance_name, action_digest))
         if found is not None and found.action_result == action_result:
             # Still the same: a newer one that came while the Trees were read must not be replaced.
             await self._results.put(instance_name, action_digest, stored)
-            found = self._results.get(instance_name, action_digest)
+            found = await settled(self._results.get(instance_name, action_digest))
         return found.action_result if found is not None and found.expanded else None
 
     async def update(self, instance_name: str, action_digest: Digest, action_result: bytes) -> None:

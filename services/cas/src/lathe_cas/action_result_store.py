@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lathe_cas.soon import Soon
     from lathe_shared.digest import Digest
 
 
@@ -48,10 +49,11 @@ class ActionResultStore(ABC):
     """Holds action results under instance name and action digest."""
 
     @abstractmethod
-    def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
+    def get(self, instance_name: str, action_digest: Digest) -> Soon[FoundActionResult | None]:
         """Return an action result if every blob in its references is there, and touch it and them all.
 
-        Called inline on the event loop, so it must not block. The check and the look-up see one state of the store.
+        Called inline on the event loop, so it must not block. An answer at once is the rule; if a lease is over, or
+        about to end, it has to be awaited until that is renewed. The check and the look-up see one state of the store.
         """
 
     @abstractmethod

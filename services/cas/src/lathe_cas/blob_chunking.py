@@ -19,6 +19,7 @@ from lathe_cas.blob_store import UploadName
 from lathe_cas.chunk_layouts import ChunkLayouts, layout_message
 from lathe_cas.fast_cdc import FastCdcCutter
 from lathe_cas.shared_work import SharedWork
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, DigestMismatchError, InvalidArgumentError, LatheError, NotFoundError
 
@@ -78,10 +79,10 @@ class BlobChunking:
             NotFoundError: The blob is not there, or would have too many chunks.
             ResourceExhaustedError: No room is left for the chunks.
         """
-        self._check_present([blob])
-        layout = self._layouts.get(blob, by_fast_cdc=True)
+        await self._check_present([blob])
+        layout = await self._layouts.get(blob, by_fast_cdc=True)
         if layout is None and any_layout:
-            layout = self._layouts.get(blob, by_fast_cdc=False)
+            layout = await self._layouts.get(blob, by_fast_cdc=False)
         if layout is None:
             layout = await self._work.once(blob, lambda: self._make_layout(blob))
         return layout
@@ -106,8 +107,8 @@ class BlobChunking:
             raise InvalidArgumentError(
                 "chunk_digests", f"have {total_bytes} bytes together, where blob {blob} has {blob.size_bytes}"
             )
-        self._check_present(chunks)
-        if not self._is_spliced(blob, chunks):
+        await self._check_present(chunks)
+        if not await self._is_spliced(blob, chunks):
             key = (blob, tuple(chunks), by_fast_cdc)
             await self._work.once(key, lambda: self._join(blob, chunks, by_fast_cdc=by_fast_cdc))
 
@@ -115,29 +116,30 @@ class BlobChunking:
         """Give up what is under way."""
         await self._work.aclose()
 
-    def _check_present(self, digests: Sequence[Digest]) -> None:
+    async def _check_present(self, digests: Sequence[Digest]) -> None:
         """Touch blobs.
 
         Raises:
             NotFoundError: One or more are not there; the message names the first.
         """
-        missing = self._missing(digests)
+        missing = await self._missing(digests)
         if len(missing) == 1:
             raise BlobNotFoundError(missing[0])
         if missing:
             raise NotFoundError(f"{BlobNotFoundError(missing[0]).message}, nor are {len(missing) - 1} more")
 
-    def _missing(self, digests: Sequence[Digest]) -> list[Digest]:
-        return self._blobs.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests])
+    async def _missing(self, digests: Sequence[Digest]) -> list[Digest]:
+        return await settled(self._blobs.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests]))
 
-    def _is_spliced(self, blob: Digest, chunks: Sequence[Digest]) -> bool:
+    async def _is_spliced(self, blob: Digest, chunks: Sequence[Digest]) -> bool:
         """Tell whether a blob is there and known to consist of these chunks."""
-        if self._missing([blob]):
+        if await self._missing([blob]):
             return False
-        return any(
-            self._layouts.get(blob, by_fast_cdc=by_fast_cdc) == layout_message(chunks, by_fast_cdc=by_fast_cdc)
-            for by_fast_cdc in (True, False)
-        )
+        for by_fast_cdc in (True, False):
+            layout = await self._layouts.get(blob, by_fast_cdc=by_fast_cdc)
+            if layout == layout_message(chunks, by_fast_cdc=by_fast_cdc):
+                return True
+        return False
 
     async def _make_layout(self, blob: Digest) -> bytes:
         """Split a blob: store its chunks and remember which they are."""
@@ -177,7 +179,7 @@ class BlobChunking:
         yield group + await asyncio.to_thread(_digests, lambda _: cutter.finish(), b"", blob.function)
 
     async def _store(self, chunks: Sequence[tuple[Digest, memoryview]]) -> None:
-        missing = set(self._missing([digest for digest, _ in chunks]))
+        missing = set(await self._missing([digest for digest, _ in chunks]))
         new = {digest: data for digest, data in chunks if digest in missing}
         for error in await self._blobs.put_many(list(new.items())):
             if error is not None:
@@ -204,7 +206,7 @@ class BlobChunking:
         self._counters.spliced_blobs += 1
 
     async def _open_sink(self, blob: Digest) -> _UploadSink | _VerifyingSink:
-        if not self._missing([blob]):
+        if not await self._missing([blob]):
             return _VerifyingSink(blob)
         name = UploadName(_SPLICE_INSTANCE, str(uuid.uuid4()), blob)
         return _UploadSink(await self._blobs.open_upload(name, restart=True))

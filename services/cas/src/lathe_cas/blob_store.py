@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from lathe_cas.soon import Soon
     from lathe_shared.digest import Digest, DigestFunction
 
 T = TypeVar("T")
@@ -191,10 +192,11 @@ class BlobStore(ABC):
     """Holds blobs under their digests. A blob is there when it is whole and verified, and not before."""
 
     @abstractmethod
-    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> Soon[list[T]]:
         """Tell which blobs are not there, and touch those which are.
 
-        Called inline on the event loop, so it must not block.
+        Called inline on the event loop, so it must not block. An answer at once is the rule; if a lease is over, or
+        about to end, it has to be awaited until that is renewed.
 
         Args:
             wanted: A token of the caller's choice, ``Digest.key`` and the size, for each blob.
@@ -204,10 +206,10 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+    def find_sizes(self, keys: Sequence[bytes]) -> Soon[list[int | None]]:
         """Return the sizes of blobs, for those who know no more than a hash, and touch those which are there.
 
-        Called inline on the event loop, so it must not block.
+        Called inline on the event loop, and answered at once, as ``find_missing`` is.
 
         Args:
             keys: ``Digest.key`` of each blob.
@@ -333,7 +335,7 @@ class BlobStore(ABC):
             AbortedError: Another stream has taken this upload over.
             ResourceExhaustedError: No room is left.
         """
-        if self.upload_status(name).complete:
+        if (await self.upload_status(name)).complete:
             return
         upload = await self.open_upload(name, restart=True)
         try:
@@ -361,8 +363,11 @@ class BlobStore(ABC):
         return None
 
     @abstractmethod
-    def upload_status(self, name: UploadName) -> UploadStatus:
-        """Tell how far an upload is, durably: complete if its blob is there, by whatever way; at zero if unknown."""
+    async def upload_status(self, name: UploadName) -> UploadStatus:
+        """Tell how far an upload is, durably: complete if its blob is there, by whatever way; at zero if unknown.
+
+        It waits for nothing but the renewal of a lease.
+        """
 
     @abstractmethod
     async def remove(self, digests: Sequence[Digest]) -> int:

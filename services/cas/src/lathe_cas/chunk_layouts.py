@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.soon import settled
 from lathe_protos import reapi
 from lathe_shared.wire import message_field, varint_field
 
@@ -40,12 +41,9 @@ class ChunkLayouts:
             _UNKNOWN: "//chunks/unknown",
         }
 
-    def get(self, blob: Digest, *, by_fast_cdc: bool) -> bytes | None:
-        """Return a blob's layout, a serialized SplitBlobResponse, if all its chunks are there, and touch them.
-
-        Called inline on the event loop; it does not block.
-        """
-        found = self._results.get(self._instance_name(by_fast_cdc), blob)
+    async def get(self, blob: Digest, *, by_fast_cdc: bool) -> bytes | None:
+        """Return a blob's layout, a serialized SplitBlobResponse, if all its chunks are there, and touch them."""
+        found = await settled(self._results.get(self._instance_name(by_fast_cdc), blob))
         return None if found is None else found.action_result
 
     async def put(self, blob: Digest, chunks: Sequence[Digest], *, by_fast_cdc: bool) -> bytes:

@@ -70,6 +70,14 @@ class EvictionPolicy:
             return NO_STEP_IS_LEASED
         return self._first_step_within(self.lease_seconds, step)
 
+    def first_step_leased_on(self, step: int) -> int:
+        """Return the first step whose data may not be evicted in ``step`` and the next one either.
+
+        What was used last before it has its lease renewed durably before anyone is told that it is there: a use that is
+        only remembered would be too late. 0 if there are no leases, and so nothing to renew.
+        """
+        return self._first_step_within(self.lease_seconds, step + 1) if self.lease_seconds else 0
+
     def first_young_step(self, step: int) -> int:
         """Return the first step whose data is not too old in ``step``."""
         if self.max_age_seconds is None:

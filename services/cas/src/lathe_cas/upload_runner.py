@@ -56,11 +56,11 @@ async def run_upload(
     is_plain = resource.compressor is Compressor.IDENTITY
     there_already = resource.digest.size_bytes if is_plain else COMPRESSED_IS_THERE
     whole = session.whole
-    if whole is not None and (is_plain or not store.upload_status(name).complete):
+    if whole is not None and (is_plain or not (await store.upload_status(name)).complete):
         # As most blobs come: there is nothing to resume, so nothing to open.
         await store.put_upload(name, whole)
         return len(whole)
-    if store.upload_status(name).complete:
+    if (await store.upload_status(name)).complete:
         return there_already
     upload = await store.open_upload(name, restart=session.restarts)
     try:
@@ -96,7 +96,7 @@ async def _receive(
             if session.is_finished():
                 break
             if session.has_enough:
-                if store.upload_status(name).complete:
+                if (await store.upload_status(name)).complete:
                     return False
                 await upload.append(*session.take())
     await upload.append(*session.take())

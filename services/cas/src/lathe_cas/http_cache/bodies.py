@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from aiohttp import web
 
 from lathe_cas.http_cache.answers import BrokenOffError, RefusedError, refused_size
+from lathe_cas.soon import settled
 from lathe_shared.errors import BlobNotFoundError, LatheError
 
 if TYPE_CHECKING:
@@ -198,13 +199,13 @@ async def _write(
     count(len(view))
 
 
-def whole_size(blobs: BlobStore, digest: Digest) -> Digest:
+async def whole_size(blobs: BlobStore, digest: Digest) -> Digest:
     """Return a digest with its size, which the path of a request does not tell.
 
     Raises:
         BlobNotFoundError: The blob is not there.
     """
-    (size_bytes,) = blobs.find_sizes([digest.key])
+    (size_bytes,) = await settled(blobs.find_sizes([digest.key]))
     if size_bytes is None:
         raise BlobNotFoundError(digest)
     return type(digest)(digest.hash, size_bytes, digest.function)

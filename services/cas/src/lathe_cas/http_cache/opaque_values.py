@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.soon import settled
 from lathe_shared.action_result_wire import read_references
 from lathe_shared.digest import Digest
 from lathe_shared.wire import message_field
@@ -34,9 +35,9 @@ class OpaqueValues:
     def __init__(self, results: ActionResultStore) -> None:
         self._results = results
 
-    def find(self, key: str) -> Digest | None:
+    async def find(self, key: str) -> Digest | None:
         """Return the digest of a key's value if it is there, and touch both; None if not."""
-        found = self._results.get(INSTANCE_NAME, _action_digest(key))
+        found = await settled(self._results.get(INSTANCE_NAME, _action_digest(key)))
         if found is None:
             return None
         ((hash_, size_bytes),) = read_references(found.action_result).blobs

@@ -9,7 +9,6 @@ Spec: Bazel's documentation, "Remote caching", HTTP caching protocol; RFC 9110 f
 from __future__ import annotations
 
 import asyncio
-import inspect
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from lathe_cas.http_cache.answers import BrokenOffError, RefusedError, error_ans
 from lathe_cas.http_cache.bodies import BLOB_HEADERS, BodyLimits, receive_body, send_blob, whole_size
 from lathe_cas.http_cache.collections import describe_collection, describe_value
 from lathe_cas.http_cache.paths import ActionResultPath, BlobPath, CachePath, parse_path
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import DigestMismatchError, InvalidArgumentError, NotFoundError
 
@@ -169,7 +169,7 @@ class HttpCache:
             self._instance_names.check(path.instance_name)
             if request.method == "PUT":
                 return await self._put_blob(request, path.digest)
-            return await self._send(request, whole_size(self._blobs, path.digest))
+            return await self._send(request, await whole_size(self._blobs, path.digest))
         if isinstance(path, ActionResultPath):
             self._instance_names.check(path.instance_name)
             if request.method == "PUT":
@@ -180,7 +180,7 @@ class HttpCache:
     async def _answer_value(self, request: web.Request, key: str) -> web.StreamResponse:
         if request.method == "PUT":
             return await self._put_value(request, key)
-        value = self._values.find(key)
+        value = await self._values.find(key)
         if value is None:
             raise NotFoundError(f"there is no value under the key {key!r}")
         if request.method == "PROPFIND":
@@ -192,7 +192,7 @@ class HttpCache:
 
     async def _put_blob(self, request: web.Request, expected: Digest) -> web.StreamResponse:
         body = receive_body(request, self._blob_limits, self._count_received)
-        (size_bytes,) = self._blobs.find_sizes([expected.key])
+        (size_bytes,) = await settled(self._blobs.find_sizes([expected.key]))
         if size_bytes is None:
             await self._store(body, expected.function, expected.hash)
         else:
@@ -213,9 +213,7 @@ class HttpCache:
         return await upload.take_all(body)
 
     async def _get_action_result(self, path: ActionResultPath) -> web.StreamResponse:
-        found = self._action_cache.get(path.instance_name, path.action_digest)
-        if inspect.isawaitable(found):
-            found = await found
+        found = await settled(self._action_cache.get(path.instance_name, path.action_digest))
         if found is None:
             self._counters.action_result_misses += 1
             raise NotFoundError(f"no complete action result for action {path.action_digest.hash}")

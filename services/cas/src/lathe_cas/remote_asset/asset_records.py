@@ -6,12 +6,12 @@ outputs. So a record is found only while all of that is there, finding it touche
 
 from __future__ import annotations
 
-import inspect
 import json
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lathe_cas.soon import settled
 from lathe_protos import reapi
 from lathe_shared.digest import Digest
 from lathe_shared.errors import InvalidArgumentError
@@ -81,9 +81,7 @@ class AssetRecords:
 
     async def get(self, name: AssetName) -> Asset | None:
         """Return what stands for an address, if all of it is there, and touch that."""
-        found = self._cache.get(_INSTANCE, name.key)
-        if inspect.isawaitable(found):
-            found = await found
+        found = await settled(self._cache.get(_INSTANCE, name.key))
         if found is None:
             return None
         result = reapi.ActionResult().parse(found)

@@ -13,6 +13,7 @@ from lathe_cas.remote_asset.qualifiers import CHECKSUM, FetchTerms, fetch_terms,
 from lathe_cas.remote_asset.spool import Spool
 from lathe_cas.remote_asset.unpacking import unpack
 from lathe_cas.shared_work import SharedWork
+from lathe_cas.soon import settled
 from lathe_shared.errors import (
     AbortedError,
     DeadlineExceededError,
@@ -182,7 +183,7 @@ class RemoteAssets:
             ResourceExhaustedError: No room is left.
         """
         field = "root_directory_digest" if names[0].is_directory else "blob_digest"
-        if self._blobs.find_missing([(digest, digest.key, digest.size_bytes)]):
+        if await settled(self._blobs.find_missing([(digest, digest.key, digest.size_bytes)])):
             raise InvalidArgumentError(field, f"{digest} is not in the content addressable storage; upload it before")
         checksum = dict(names[0].qualifiers).get(CHECKSUM)
         if checksum is not None and not names[0].is_directory:

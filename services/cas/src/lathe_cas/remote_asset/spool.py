@@ -8,6 +8,7 @@ import uuid
 from typing import IO, TYPE_CHECKING
 
 from lathe_cas.blob_store import UploadName
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest
 from lathe_shared.errors import ResourceExhaustedError
 
@@ -89,7 +90,7 @@ class Spool:
         Raises:
             ResourceExhaustedError: No room is left.
         """
-        if not blobs.find_missing([(digest, digest.key, digest.size_bytes)]):
+        if not await settled(blobs.find_missing([(digest, digest.key, digest.size_bytes)])):
             return
         upload = await blobs.open_upload(UploadName(_INSTANCE, str(uuid.uuid4()), digest), restart=True)
         try:

@@ -133,10 +133,10 @@ class ByteStreamServicer(Servicer):
         committed_bytes = await run_upload(messages, self._store, self._parse_write, self._count_received)
         return cas_wire.write_response(committed_bytes)
 
-    def _query_write_status(self, data: bytes, _context: RpcContext) -> bytes:
+    async def _query_write_status(self, data: bytes, _context: RpcContext) -> bytes:
         resource = self._parse_write(cas_wire.read_query_write_status(data))
         name = UploadName(resource.instance_name, resource.upload_id, resource.digest, resource.compressor)
-        return cas_wire.query_write_status_response(*self._store.upload_status(name))
+        return cas_wire.query_write_status_response(*await self._store.upload_status(name))
 
     def _count_received(self, size_bytes: int) -> None:
         self._counters.received_bytes += size_bytes

@@ -18,10 +18,11 @@ from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, LatheEr
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, server_streaming, unary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
 
     from lathe_cas.blob_store import BlobStore
     from lathe_cas.cas_metrics import CasCounters
+    from lathe_cas.soon import Soon
     from lathe_shared.instance_name import InstanceNames
 
 _COMPRESSOR_VALUES = frozenset(Compressor)
@@ -63,12 +64,18 @@ class ContentAddressableStorageServicer(Servicer):
             "GetTree": server_streaming(self._get_tree),
         }
 
-    def _find_missing_blobs(self, data: bytes, _context: RpcContext) -> bytes:
+    def _find_missing_blobs(self, data: bytes, _context: RpcContext) -> Soon[bytes]:
         request = cas_wire.read_find_missing(data, self._functions)
         self._instance_names.check(request.instance_name)
         # The fields of the request are those of the response: what is missing goes back as it came.
         missing = self._store.find_missing(request.blobs)
         self._counters.digests_asked_for += len(request.blobs)
+        return self._answer_missing(missing) if isinstance(missing, list) else self._answer_later(missing)
+
+    async def _answer_later(self, missing: Awaitable[list[bytes]]) -> bytes:
+        return self._answer_missing(await missing)
+
+    def _answer_missing(self, missing: list[bytes]) -> bytes:
         self._counters.digests_missing += len(missing)
         return b"".join(missing)
 

@@ -1,11 +1,8 @@
 """What was used since the writer last looked, kept in memory until its next batch.
 
-A crash loses these: what was used in the last seconds then counts as used when it was before.
-
-Also what the writer is about to evict. A reader sees data until the commit, so it would say that something is there
-which the writer has given up already. Each side says first what it does and looks then at what the other has said: the
-reader notes its touch and looks whether the key is doomed, the writer dooms the key and looks whether it is touched. So
-at least one of them gives way, and nobody waits.
+A crash loses these: what was used in the last seconds then counts as used when it was before. So only that is noted
+here whose lease lasts for another step at least, minutes in which the writer comes by many times. A lease that ends
+sooner is renewed by an operation, and whoever asked waits for its commit: see ``LmdbStorage.renew``.
 """
 
 from __future__ import annotations
@@ -31,8 +28,6 @@ class Touches:
         self.step = step
         self.blobs: set[bytes] = set()
         self.action_results: set[bytes] = set()
-        self.doomed: set[bytes] = set()
-        """Keys of both kinds, which are as different as hashes are."""
 
     def __bool__(self) -> bool:
         return bool(self.blobs or self.action_results)
@@ -52,23 +47,3 @@ class Touches:
         """Take keys again whose batch failed."""
         for kind, key in taken:
             (self.blobs if kind == KIND_BLOB else self.action_results).add(key)
-
-    def is_touched(self, kind: int, key: bytes) -> bool:
-        """Tell whether a key waits to be written: it was used moments ago, so this is no time to evict it."""
-        return key in (self.blobs if kind == KIND_BLOB else self.action_results)
-
-    def may_be_evicted(self, kind: int, key: bytes) -> bool:
-        """Doom a key, unless it was used moments ago. Called by the writer; ``forgive`` ends it after the commit."""
-        self.doomed.add(key)
-        if not self.is_touched(kind, key):
-            return True
-        self.doomed.discard(key)
-        return False
-
-    def forgive(self, keys: set[bytes]) -> None:
-        """Forget keys that a transaction has evicted, or that it did not since it failed.
-
-        Called on the event loop after a commit: a look-up there, which began before it, then still finds them doomed.
-        Called by the writer after a transaction that failed, since they stay.
-        """
-        self.doomed -= keys

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import lmdb
     from lmdb import _Database as Database
 
+    from lathe_cas.soon import Soon
     from lathe_cas.stores.lmdb_storage import LmdbStorage
     from lathe_shared.digest import Digest
 
@@ -40,12 +41,24 @@ class UncheckedActionResult(NamedTuple):
     Attributes:
         found: What to answer if they are all there.
         references: Their keys and sizes.
-        needs_touch: Whether ``touch`` is due if they are.
+        step: When it was used last.
     """
 
     found: FoundActionResult
     references: list[tuple[bytes, int]]
-    needs_touch: bool
+    step: int
+
+
+class UsedBlobs(NamedTuple):
+    """Blobs that an action result names, all of them there.
+
+    Attributes:
+        keys: Those that need a touch.
+        oldest_step: When the one of them was used last that is unused for longest, or their action result was.
+    """
+
+    keys: list[bytes]
+    oldest_step: int
 
 
 class LmdbActionResultStore(ActionResultStore):
@@ -60,27 +73,24 @@ class LmdbActionResultStore(ActionResultStore):
         self._environment = storage.environment
 
     @override
-    def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
+    def get(self, instance_name: str, action_digest: Digest) -> Soon[FoundActionResult | None]:
+        digest_key = action_digest.key
+        key = records.action_result_key(instance_name, digest_key)
         try:
-            return self._get(instance_name, action_digest)
+            with self._environment.env.begin() as txn:
+                fetched = self._fetch(txn, key)
+                if fetched is None:
+                    return None
+                record, payload = fetched
+                end = record.references * (len(digest_key) + 8)
+                used = self._find_references(txn, payload[:end], len(digest_key), record.step)
         except PAGE_ERRORS as error:
             self._storage.note_index_damage(error)
             return None
-
-    def _get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
-        digest_key = action_digest.key
-        key = records.action_result_key(instance_name, digest_key)
-        with self._environment.env.begin() as txn:
-            fetched = self._fetch(txn, key)
-            if fetched is None:
-                return None
-            record, payload = fetched
-            end = record.references * (len(digest_key) + 8)
-            is_due = record.step < self._storage.step()
-            touched = self._find_references(txn, payload[:end], len(digest_key), all_are_due=is_due)
-        if touched is None or not self._touch_all(key if is_due else None, touched):
+        if used is None:
             return None
-        return FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
+        found = FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
+        return self._noted(found, key, record.step, used)
 
     def get_unchecked(self, instance_name: str, action_digest: Digest) -> UncheckedActionResult | None:
         """Return an action result whether its references are there or not. Touches nothing."""
@@ -99,28 +109,37 @@ class LmdbActionResultStore(ActionResultStore):
             (key, records.SIZE.unpack(size)[0]) for key, size in _reference(len(digest_key)).iter_unpack(payload[:end])
         ]
         found = FoundActionResult(payload[end:], not record.flags & records.REFERENCES_INCOMPLETE)
-        return UncheckedActionResult(found, references, record.step < self._storage.step())
+        return UncheckedActionResult(found, references, record.step)
 
-    def touch(self, instance_name: str, action_digest: Digest) -> bool:
-        """Note that an action result was used; False if it is being evicted at this moment."""
-        return self._touch_all(records.action_result_key(instance_name, action_digest.key), ())
+    def touched(
+        self, instance_name: str, action_digest: Digest, unchecked: UncheckedActionResult
+    ) -> Soon[FoundActionResult | None]:
+        """Return what ``get_unchecked`` has found and note that it was used; None if it is gone by now."""
+        key = records.action_result_key(instance_name, action_digest.key)
+        return self._noted(unchecked.found, key, unchecked.step, UsedBlobs([], unchecked.step))
 
-    def _touch_all(self, key: bytes | None, blobs: Sequence[bytes]) -> bool:
-        """Note that blobs were used, and an action result if given; False if one is being evicted at this moment.
+    def _noted(
+        self, found: FoundActionResult, key: bytes, step: int, used: UsedBlobs
+    ) -> Soon[FoundActionResult | None]:
+        """Note that an action result and blobs that it names were used, and return it.
 
         The action result is noted first, so that it is written first and never counts as used later than its blobs.
         """
-        touches = self._storage.touches
-        doomed = touches.doomed
-        if key is not None:
-            touches.action_results.add(key)
-            if key in doomed:
-                return False
-        if not blobs:
-            return True
-        touches.blobs.update(blobs)
-        self._storage.writer.look_at_touches()
-        return doomed.isdisjoint(blobs)
+        storage = self._storage
+        is_due = step < storage.step()
+        if min(step, used.oldest_step) < storage.first_step_leased_on():
+            return self._noted_durably(found, key if is_due else None, used.keys)
+        if is_due:
+            storage.touches.action_results.add(key)
+        if used.keys:
+            storage.touches.blobs.update(used.keys)
+            storage.writer.look_at_touches()
+        return found
+
+    async def _noted_durably(
+        self, found: FoundActionResult, key: bytes | None, blobs: Sequence[bytes]
+    ) -> FoundActionResult | None:
+        return found if await self._storage.renew(blobs, key) else None
 
     def _fetch(self, txn: lmdb.Transaction[bytes], key: bytes) -> tuple[records.ActionResultRecord, bytes] | None:
         """Return an action result's record and payload; None if it is not there, or was found damaged."""
@@ -136,25 +155,30 @@ class LmdbActionResultStore(ActionResultStore):
         return record, pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _find_references(
-        self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int, *, all_are_due: bool
-    ) -> list[bytes] | None:
+        self, txn: lmdb.Transaction[bytes], packed: bytes, key_bytes: int, step: int
+    ) -> UsedBlobs | None:
         """Return the references that need a touch; None if one is missing.
 
-        Together with a touch of their action result all need one: it may be written in the next step.
+        Together with a touch of their action result, used last in ``step``, all need one: it may be written in the
+        next step.
         """
         database = self._environment.blobs
-        step = records.STEP.pack(self._storage.step())
+        now = records.STEP.pack(self._storage.step())
+        oldest = records.STEP.pack(step)
+        all_are_due = oldest < now
         get = txn.get
-        touched: list[bytes] = []
+        keys: list[bytes] = []
         for key, size in _reference(key_bytes).iter_unpack(packed):
             value = get(key, b"", database)
-            if value[:12] == size + step and not all_are_due:
+            if value[:12] == size + now and not all_are_due:
                 continue
             if value[:8] != size:
                 return None
-            if all_are_due or value[8:12] < step:
-                touched.append(key)
-        return touched
+            touched = value[8:12]
+            if all_are_due or touched < now:
+                keys.append(key)
+                oldest = min(oldest, touched)
+        return UsedBlobs(keys, records.STEP.unpack(oldest)[0])
 
     @override
     async def put(self, instance_name: str, action_digest: Digest, stored: StoredActionResult) -> None:

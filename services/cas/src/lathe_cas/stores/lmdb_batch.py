@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lmdb import _Database as Database
 
     from lathe_cas.eviction_policy import EvictionPolicy
-    from lathe_cas.stores.access_touches import Touches
     from lathe_cas.stores.lmdb_chunks import Chunk
     from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 
@@ -83,9 +82,6 @@ class WriteBatch:
         txn: A write transaction of it.
         step: The current touch step.
         policy: The size limit.
-        touches: What was used a moment ago; it is not evicted.
-        doomed: Takes the keys of what is evicted. Readers see it until the commit, and ask ``touches`` about it until
-            they are told otherwise.
     """
 
     def __init__(
@@ -94,8 +90,6 @@ class WriteBatch:
         txn: lmdb.Transaction[bytes],
         step: int,
         policy: EvictionPolicy,
-        touches: Touches,
-        doomed: set[bytes],
     ) -> None:
         self.environment = environment
         self.txn = txn
@@ -106,8 +100,6 @@ class WriteBatch:
         self._totals_before = self.totals.pack()
         self.changes = 0
         """Counts changes by operations, so that one which fails after its first change is noticed."""
-        self.touches = touches
-        self.doomed = doomed
         self._step_bytes = records.STEP.pack(step)
         self._log_entries: dict[int, list[bytes]] = {KIND_ACTION_RESULT: [], KIND_BLOB: []}
 

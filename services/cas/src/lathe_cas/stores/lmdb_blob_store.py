@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
 from lathe_cas.compression.zstd_decoder import decode_whole
+from lathe_cas.soon import Soon, settled
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, read_chunks
 from lathe_cas.stores.lmdb_compressed_reads import CompressedReads, StoredAnewError, StoredCompressedError
@@ -34,12 +35,13 @@ from lathe_shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from lathe_cas.compression.zstd_encoder import ZstdEncoder
     from lathe_cas.stores.lmdb_storage import LmdbStorage
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 EMPTY_KEYS = frozenset(Digest.of(b"", function).key for function in DigestFunction)
 
@@ -69,26 +71,39 @@ class LmdbBlobStore(BlobStore):
         self._storage = storage
         self._environment = storage.environment
         self._loop = asyncio.get_running_loop()
-        self._fresh = records.FreshRecords(storage.step())
+        self._fresh = records.FreshRecords(storage.step(), storage.first_step_leased_on())
         self._compresses = storage.options.compress_stored
         self._compressed_reads = CompressedReads(storage, self._loop, self._drop_damaged)
 
     @override
-    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> Soon[list[T]]:
+        over: list[bytes] = []
+        missing = self._find_missing(wanted, over)
+        return self._find_renewed(wanted, missing, over) if over else missing
+
+    async def _find_renewed(
+        self, wanted: Sequence[tuple[T, bytes, int]], missing: list[T], over: list[bytes]
+    ) -> list[T]:
+        """Renew leases, and look again if something went before that could be done."""
+        return missing if await self._storage.renew(over) else self._find_missing(wanted, [])
+
+    def _find_missing(self, wanted: Sequence[tuple[T, bytes, int]], over: list[bytes]) -> list[T]:
+        """Return the tokens of what is missing, and add to ``over`` the keys of what is there and to be renewed."""
         try:
-            return self._find_missing(wanted)
+            return self._look_up(wanted, over)
         except PAGE_ERRORS as error:
             self._storage.note_index_damage(error)
-            return [item[0] for item in wanted if self._is_lost(item)]
+            over.clear()
+            return [item[0] for item in wanted if self._is_lost(item, over)]
 
-    def _is_lost(self, item: tuple[T, bytes, int]) -> bool:
+    def _is_lost(self, item: tuple[T, bytes, int], over: list[bytes]) -> bool:
         """Look one blob up, apart from others; what LMDB cannot look up is not there."""
         try:
-            return bool(self._find_missing((item,)))
+            return bool(self._look_up((item,), over))
         except PAGE_ERRORS:
             return True
 
-    def _find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+    def _look_up(self, wanted: Sequence[tuple[T, bytes, int]], over: list[bytes]) -> list[T]:
         missing: list[T] = []
         database = self._environment.blobs
         fresh = self._fresh_records()
@@ -97,7 +112,7 @@ class LmdbBlobStore(BlobStore):
             for token, key, size_bytes in wanted:
                 value = get(key, b"", database)
                 # The way of nearly all look-ups: the blob is there and was used a moment ago.
-                if value[:12] != fresh[size_bytes] and not self._is_there(key, size_bytes, value):
+                if value[:12] != fresh[size_bytes] and not self._is_there(key, size_bytes, value, over):
                     missing.append(token)
         self._storage.writer.look_at_touches()
         return missing
@@ -105,31 +120,42 @@ class LmdbBlobStore(BlobStore):
     def _fresh_records(self) -> records.FreshRecords:
         step = self._storage.step()
         if self._fresh.step != step:
-            self._fresh = records.FreshRecords(step)
+            self._fresh = records.FreshRecords(step, self._storage.first_step_leased_on())
         return self._fresh
 
-    def _is_there(self, key: bytes, size_bytes: int, value: bytes) -> bool:
-        """Tell whether a record, or none, is that of a blob with this size, and touch it if it is due.
-
-        What the writer is evicting at this moment is not there any more.
-        """
+    def _is_there(self, key: bytes, size_bytes: int, value: bytes, over: list[bytes]) -> bool:
+        """Tell whether a record, or none, is that of a blob with this size, and note its use."""
         if value[records.BLOB_SIZE] != records.SIZE.pack(size_bytes):
             return not size_bytes and key in EMPTY_KEYS
-        if value[records.BLOB_STEP] < self._fresh.step_bytes:
-            touches = self._storage.touches
-            touches.blobs.add(key)
-            return key not in touches.doomed
+        self._note_use(key, value[records.BLOB_STEP], over)
         return True
 
+    def _note_use(self, key: bytes, step_bytes: bytes, over: list[bytes] | None) -> None:
+        """Touch a blob if that is due; add its key to ``over`` instead where that would be too late."""
+        fresh = self._fresh_records()
+        if step_bytes < fresh.leased_on_bytes and over is not None:
+            over.append(key)
+        elif step_bytes < fresh.step_bytes:
+            self._storage.touches.blobs.add(key)
+
     @override
-    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
+    def find_sizes(self, keys: Sequence[bytes]) -> Soon[list[int | None]]:
+        over: list[bytes] = []
+        sizes = self._find_sizes(keys, over)
+        return self._find_renewed_sizes(keys, sizes, over) if over else sizes
+
+    async def _find_renewed_sizes(
+        self, keys: Sequence[bytes], sizes: list[int | None], over: list[bytes]
+    ) -> list[int | None]:
+        return sizes if await self._storage.renew(over) else self._find_sizes(keys, [])
+
+    def _find_sizes(self, keys: Sequence[bytes], over: list[bytes]) -> list[int | None]:
         sizes: list[int | None] = []
-        self._fresh_records()
         with self._environment.env.begin() as txn:
             for key in keys:
                 value = txn.get(key, b"", self._environment.blobs)
                 size_bytes = int.from_bytes(value[records.BLOB_SIZE], "big")
-                sizes.append(size_bytes if self._is_there(key, size_bytes, value) else None)
+                sizes.append(size_bytes if self._is_there(key, size_bytes, value, over) else None)
         self._storage.writer.look_at_touches()
         return sizes
 
@@ -170,30 +196,39 @@ class LmdbBlobStore(BlobStore):
 
     @override
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:
-        if _is_quick([digest.size_bytes for digest in digests]):
-            return [self._read_whole(digest) for digest in digests]
-        return await self._loop.run_in_executor(
-            self._storage.executor, lambda: [self._read_whole(digest) for digest in digests]
-        )
+        return await self._read_each(digests, self._read_whole)
 
-    def _read_whole(self, digest: Digest) -> bytes | None:
-        found = self._read_as_stored(digest, decodes=True)
+    async def _read_each(
+        self, digests: Sequence[Digest], read: Callable[[Digest, list[bytes]], R | None]
+    ) -> list[R | None]:
+        """Read blobs on the loop or in a thread, and renew what leases are over, before anyone has the bytes."""
+        over: list[bytes] = []
+        if _is_quick([digest.size_bytes for digest in digests]):
+            found = [read(digest, over) for digest in digests]
+        else:
+            found = await self._loop.run_in_executor(
+                self._storage.executor, lambda: [read(digest, over) for digest in digests]
+            )
+        if over:
+            await self._storage.renew(over)
+        return found
+
+    def _read_whole(self, digest: Digest, over: list[bytes]) -> bytes | None:
+        found = self._read_as_stored(digest, over, decodes=True)
         return None if found is None else found[1]
 
     @override
     async def read_many_as_stored(self, digests: Sequence[Digest]) -> list[tuple[Compressor, bytes] | None]:
-        if _is_quick([digest.size_bytes for digest in digests]):
-            return [self._read_as_stored(digest) for digest in digests]
-        return await self._loop.run_in_executor(
-            self._storage.executor, lambda: [self._read_as_stored(digest) for digest in digests]
-        )
+        return await self._read_each(digests, self._read_as_stored)
 
-    def _read_as_stored(self, digest: Digest, *, decodes: bool = False) -> tuple[Compressor, bytes] | None:
+    def _read_as_stored(
+        self, digest: Digest, over: list[bytes], *, decodes: bool = False
+    ) -> tuple[Compressor, bytes] | None:
         if digest.is_empty:
             return Compressor.IDENTITY, b""
         while True:
             try:
-                return Compressor.IDENTITY, b"".join(self._read_segment(digest, 0, digest.size_bytes))
+                return Compressor.IDENTITY, b"".join(self._read_segment(digest, 0, digest.size_bytes, over))
             except BlobNotFoundError:
                 return None
             except StoredCompressedError as compressed:
@@ -209,16 +244,21 @@ class LmdbBlobStore(BlobStore):
 
     @override
     def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
+        over: list[bytes] = []
+        data = self._read_now(digest, offset_bytes, limit_bytes, over)
+        return None if over else data
+
+    def _read_now(self, digest: Digest, offset_bytes: int, limit_bytes: int, over: list[bytes]) -> bytes | None:
         size_bytes = digest.size_bytes
         end = min(size_bytes, offset_bytes + limit_bytes) if limit_bytes else size_bytes
         if end - offset_bytes > INLINE_BYTES:
             return None
         if end <= offset_bytes:
             # Nothing to fetch; whether the blob is there is to be told all the same.
-            self._check_readable(digest, offset_bytes)
+            self._check_readable(digest, offset_bytes, over)
             return b""
         try:
-            pieces = self._read_segment(digest, offset_bytes, end)
+            pieces = self._read_segment(digest, offset_bytes, end, over)
         except StoredCompressedError as compressed:
             return self._decode_at_once(digest, compressed.record, offset_bytes, end)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -226,25 +266,29 @@ class LmdbBlobStore(BlobStore):
     def _decode_at_once(self, digest: Digest, record: records.BlobRecord, start: int, end: int) -> bytes | None:
         if digest.size_bytes > INLINE_BYTES or record.stored_bytes > INLINE_BYTES:
             return None
-        data = self._read_whole(digest)
+        data = self._read_whole(digest, [])
         if data is None:
             raise BlobNotFoundError(digest)
         return data[start:end]
 
-    def _check_readable(self, digest: Digest, offset_bytes: int) -> None:
-        if not digest.is_empty and self.find_missing([(digest, digest.key, digest.size_bytes)]):
+    def _check_readable(self, digest: Digest, offset_bytes: int, over: list[bytes]) -> None:
+        if not digest.is_empty and self._find_missing([(digest, digest.key, digest.size_bytes)], over):
             raise BlobNotFoundError(digest)
         if offset_bytes > digest.size_bytes:
             raise OutOfRangeError(f"read_offset {offset_bytes} is past the end of blob {digest}")
 
     @override
     async def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
-        data = self.read_at_once(digest, offset_bytes, limit_bytes)
+        over: list[bytes] = []
+        data = self._read_now(digest, offset_bytes, limit_bytes, over)
+        if data is None:
+            self._check_readable(digest, offset_bytes, over)
+        if over:
+            await self._storage.renew(over)
         if data is not None:
             if data:
                 yield data
             return
-        self._check_readable(digest, offset_bytes)
         end = min(digest.size_bytes, offset_bytes + limit_bytes) if limit_bytes else digest.size_bytes
         position = offset_bytes
         fetched = self._fetch(digest, position, end)
@@ -276,6 +320,8 @@ class LmdbBlobStore(BlobStore):
     async def read_zstd(self, digest: Digest, offset_bytes: int = 0) -> AsyncIterator[bytes]:
         record = None if offset_bytes or digest.is_empty else self._record(digest)
         if record is not None and record.compression:
+            if record.step < self._storage.first_step_leased_on():
+                await self._storage.renew([digest.key])
             async for stored in self._compressed_reads.stored_in_thread(digest, record):
                 yield stored
             return
@@ -304,8 +350,10 @@ class LmdbBlobStore(BlobStore):
             self._storage.executor, lambda: b"".join(self._read_segment(digest, start, stop))
         )
 
-    def _read_segment(self, digest: Digest, start: int, stop: int) -> list[bytes]:
+    def _read_segment(self, digest: Digest, start: int, stop: int, over: list[bytes] | None = None) -> list[bytes]:
         """Copy ``[start, stop)`` of a blob, verified, from one snapshot; in any thread.
+
+        Its key is added to ``over`` if the lease has to be renewed before anyone has the bytes.
 
         The record is looked up again each time: between two segments the blob may have been evicted, or evicted and
         stored again under another storage id.
@@ -322,8 +370,7 @@ class LmdbBlobStore(BlobStore):
                 raise BlobNotFoundError(digest) from error
             if value[records.BLOB_SIZE] != records.SIZE.pack(digest.size_bytes):
                 raise BlobNotFoundError(digest)
-            if value[records.BLOB_STEP] < records.STEP.pack(self._storage.step()):
-                self._storage.touches.blobs.add(key)
+            self._note_use(key, value[records.BLOB_STEP], over)
             record = records.BlobRecord.unpack(value)
             if record.compression:
                 raise StoredCompressedError(record)
@@ -408,9 +455,9 @@ class LmdbBlobStore(BlobStore):
         return None if blob is None else writer.submit_nowait(PutUpload(name, blob))
 
     @override
-    def upload_status(self, name: UploadName) -> UploadStatus:
+    async def upload_status(self, name: UploadName) -> UploadStatus:
         digest = name.digest
-        if not self.find_missing([(digest, digest.key, digest.size_bytes)]):
+        if not await settled(self.find_missing([(digest, digest.key, digest.size_bytes)])):
             return UploadStatus(digest.size_bytes, True)
         record = None if name.compressor is Compressor.ZSTD else self._upload_record(name)
         return UploadStatus(0 if record is None else record.committed_bytes, False)

@@ -109,7 +109,6 @@ class LmdbCommitter:
         self._touches = touches
         self._seconds = seconds
         self._upload_max_age_seconds = upload_max_age_seconds
-        self._doomed: set[bytes] = set()
         self._upkeep_failed = False
         self._evicting = False
         self._ageing = False
@@ -167,10 +166,9 @@ class LmdbCommitter:
         touches = self._touches
         taken = touches.take(MAX_TOUCHES) if upkeep else []
         environment = self._environment
-        doomed: set[bytes] = set()
         try:
             with environment.env.begin(write=True) as txn:
-                batch = WriteBatch(environment, txn, touches.step(), self._policy, touches, doomed)
+                batch = WriteBatch(environment, txn, touches.step(), self._policy)
                 for kind, key in taken:
                     batch.touch(kind, key)
                 outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
@@ -181,22 +179,14 @@ class LmdbCommitter:
                         raise _UpkeepFailedError(f"upkeep: {error!r}") from error
                 batch.finish()
         except BaseException as error:
-            # At once: if this were left to the event loop, it might take back what the next transaction dooms.
-            touches.forgive(doomed)
             # Lost if LMDB cannot go somewhere: one of them may lead there, and would keep all upkeep from happening.
             if not isinstance(error, PAGE_ERRORS):
                 touches.give_back(taken)
             raise
-        self._doomed |= doomed
         self.commits += 1
         self._upkeep_failed &= not upkeep
         self.report.add(batch.report)
         return outcomes
-
-    def take_doomed(self) -> set[bytes]:
-        """Return what was evicted since the last call; readers may be told that it is gone, now that it is."""
-        doomed, self._doomed = self._doomed, set()
-        return doomed
 
     # Upkeep
 
@@ -228,7 +218,7 @@ class LmdbCommitter:
         if excess:
             entries = totals.log_entries
             freed = evict(batch, min(excess, MAX_EVICTED_BYTES), MAX_EVICTED_ENTRIES)
-            # No entry less: only what is leased or in use; another batch will see.
+            # No entry less: only what is leased; another batch will see.
             self._evicting = totals.log_entries < entries and freed < excess
         else:
             self._evicting = False

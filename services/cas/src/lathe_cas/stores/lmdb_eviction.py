@@ -30,38 +30,28 @@ def evict(batch: WriteBatch, wanted_bytes: int, max_entries: int | None = None, 
         before_step = batch.policy.first_leased_step(batch.step)
     freed = 0
     looked_at = 0
-    kept_key = b""
     while freed < wanted_bytes and (max_entries is None or looked_at < max_entries):
-        group = access_log.first_group(batch.txn, batch.environment.access, kept_key)
+        group = access_log.first_group(batch.txn, batch.environment.access)
         if group is None or group.step >= before_step:
             break
         kept: list[bytes] = []
         for key in group.keys:
-            if freed >= wanted_bytes or (dropped := _evict_one(batch, group, key)) is None:
+            if freed >= wanted_bytes:
                 kept.append(key)
             else:
-                freed += dropped
+                freed += _evict_one(batch, group, key)
         looked_at += len(group.keys)
         access_log.replace_group(batch.txn, batch.environment.access, group, kept)
         batch.totals.log_entries -= len(group.keys) - len(kept)
-        if kept:
-            kept_key = group.raw_key
     return freed
 
 
-def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int | None:
-    """Drop what a log entry stands for, if the entry is live.
-
-    Returns:
-        The bytes on disk, zero if the entry is stale; None if it was used moments ago and so has to stay.
-    """
+def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int:
+    """Drop what a log entry stands for, if the entry is live; return its bytes on disk, zero if the entry is stale."""
     database, place = batch.index_of(group.kind)
     value = batch.txn.get(key, db=database)
     if value is None or value[place] != records.STEP.pack(group.step):
         return 0
-    if not batch.touches.may_be_evicted(group.kind, key):
-        return None
-    batch.doomed.add(key)
     report = batch.report
     report.note_evicted_age(batch.policy.least_age_seconds(group.step, batch.step))
     if group.kind == KIND_ACTION_RESULT:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from typing_extensions import override
 
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.access_touches import KIND_BLOB
+from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
 from lathe_cas.stores.lmdb_chunks import length_of
 from lathe_shared.errors import AbortedError, LatheError
 
@@ -122,6 +122,25 @@ class PutUpload(Operation[None]):
             staged = batch.upload(upload_key)
             if staged is not None:
                 batch.drop_upload(upload_key, staged)
+
+
+@dataclass(slots=True)
+class RenewLeases(Operation[bool]):
+    """Note that things are used now, durably; returns whether all of them were there.
+
+    The action results first, so that none of them counts as used later than what it names.
+    """
+
+    action_results: Sequence[bytes]
+    blobs: Sequence[bytes]
+
+    @override
+    def apply(self, batch: WriteBatch) -> bool:
+        all_are_there = True
+        for kind, keys in ((KIND_ACTION_RESULT, self.action_results), (KIND_BLOB, self.blobs)):
+            for key in keys:
+                all_are_there &= batch.touch(kind, key)
+        return all_are_there
 
 
 @dataclass(slots=True)

@@ -86,15 +86,22 @@ class FreshRecords(dict[int, bytes]):
 
     Args:
         step: The touch step.
+        first_step_leased_on: The first step whose leases last for another step at least.
+
+    Attributes:
+        step: As given.
+        step_bytes: The same, as records hold it.
+        leased_on_bytes: ``first_step_leased_on``, as records hold it.
     """
 
     _LIMIT = 1 << 16
     """Sizes remembered; a bound, since clients choose them."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, first_step_leased_on: int) -> None:
         super().__init__()
         self.step = step
         self.step_bytes = STEP.pack(step)
+        self.leased_on_bytes = STEP.pack(first_step_leased_on)
 
     def __missing__(self, size_bytes: int) -> bytes:
         if len(self) >= self._LIMIT:

@@ -13,12 +13,15 @@ import structlog
 from lathe_cas.compression.zstd_encoder import DEFAULT_LEVEL, ZstdEncoder
 from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores.access_touches import Touches
-from lathe_cas.stores.lmdb_committer import LmdbCommitter
+from lathe_cas.stores.lmdb_committer import MAX_TOUCHES, LmdbCommitter
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
+from lathe_cas.stores.lmdb_operations import RenewLeases
 from lathe_cas.stores.lmdb_writer import LmdbWriter
 from lathe_cas.stores.store_clock import StoreClock
+from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import lmdb
@@ -102,6 +105,38 @@ class LmdbStorage:
     def step(self) -> int:
         """Return the current touch step."""
         return int(self.seconds()) // self.options.policy.touch_step_seconds
+
+    def first_step_leased_on(self) -> int:
+        """Return the first touch step whose leases last for another step at least."""
+        return self.options.policy.first_step_leased_on(self.step())
+
+    async def renew(self, blobs: Sequence[bytes], action_result: bytes | None = None) -> bool:
+        """Note that things are used now whose lease is over or about to end; returns when that is durable.
+
+        Until then any process that shares the environment may be evicting them, so nobody should be told before that
+        they are there. If it cannot be made durable, for want of disk space, they are noted as other uses are, since
+        a store that can still be read should be.
+
+        Args:
+            blobs: Keys of blobs.
+            action_result: Key of an action result that names them, which is noted with the first of them.
+
+        Returns:
+            Whether all of them were there.
+        """
+        results = () if action_result is None else (action_result,)
+        all_are_there = True
+        try:
+            # In slices, so that no transaction becomes so long that others notice.
+            for start in range(0, max(1, len(blobs)), MAX_TOUCHES):
+                first = () if start else results
+                all_are_there &= await self.writer.submit(RenewLeases(first, blobs[start : start + MAX_TOUCHES]))
+        except LatheError as error:
+            _log.warning("leases_not_renewed", error=str(error), blobs=len(blobs))
+            self.touches.action_results.update(results)
+            self.touches.blobs.update(blobs)
+            return True
+        return all_are_there
 
     async def aclose(self) -> None:
         """Finish what was begun and close the files."""

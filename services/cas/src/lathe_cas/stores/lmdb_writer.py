@@ -147,9 +147,6 @@ class LmdbWriter:
         except Exception:  # noqa: BLE001 - the writer outlives every bug; whoever waits gets an answer
             _log.exception("writer_failed")
             outcomes = [Outcome(None, InternalError("the store failed; see its log"))] * len(taken)
-        doomed = self.committer.take_doomed()
-        if doomed:
-            self._loop.call_soon_threadsafe(self._touches.forgive, doomed)
         if taken:
             self._loop.call_soon_threadsafe(self._resolve, taken, outcomes)
 

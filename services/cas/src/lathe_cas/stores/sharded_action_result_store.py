@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
+from lathe_cas.soon import settled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from lathe_cas.blob_store import BlobStore
+    from lathe_cas.soon import Soon
     from lathe_cas.stores.lmdb_action_result_store import LmdbActionResultStore
     from lathe_cas.stores.shard_map import ShardMap
     from lathe_shared.digest import Digest
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 class ShardedActionResultStore(ActionResultStore):
     """Action results in several LMDB stores.
 
-    The blobs of one result are in as many environments, and no transaction covers them all. What is found is touched,
-    and what was touched is not evicted, so when the last blob has been found, the first one is still there.
+    The blobs of one result are in as many environments, and no transaction covers them all. What is found is leased for
+    minutes at least, so when the last blob has been found, the first one is still there.
 
     Args:
         shards: The stores.
@@ -38,16 +40,21 @@ class ShardedActionResultStore(ActionResultStore):
         return self._shards[self._map.place(digest.key)]
 
     @override
-    def get(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
+    def get(self, instance_name: str, action_digest: Digest) -> Soon[FoundActionResult | None]:
         shard = self._shard(action_digest)
         unchecked = shard.get_unchecked(instance_name, action_digest)
         if unchecked is None:
             return None
-        if self._blobs.find_missing([(None, key, size_bytes) for key, size_bytes in unchecked.references]):
-            return None
-        if unchecked.needs_touch and not shard.touch(instance_name, action_digest):
-            return None
-        return unchecked.found
+        missing = self._blobs.find_missing([(None, key, size_bytes) for key, size_bytes in unchecked.references])
+        if not isinstance(missing, list):
+            return self._get_later(missing, lambda: shard.touched(instance_name, action_digest, unchecked))
+        return None if missing else shard.touched(instance_name, action_digest, unchecked)
+
+    @staticmethod
+    async def _get_later(
+        missing: Awaitable[list[None]], touched: Callable[[], Soon[FoundActionResult | None]]
+    ) -> FoundActionResult | None:
+        return None if await missing else await settled(touched())
 
     @override
     async def put(self, instance_name: str, action_digest: Digest, stored: StoredActionResult) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, TypeVar
 
 from typing_extensions import override
 
 from lathe_cas.blob_store import BlobStore, StoreStatus, UnnamedUpload, Upload, UploadName, UploadStatus
+from lathe_cas.soon import Soon, settled
 from lathe_shared.digest import Digest
 from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from lathe_cas.stores.shard_map import ShardMap
     from lathe_shared.compressor import Compressor
@@ -40,23 +43,35 @@ class ShardedBlobStore(BlobStore):
         return self._shards[self._map.place(digest.key)]
 
     @override
-    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> list[T]:
+    def find_missing(self, wanted: Sequence[tuple[T, bytes, int]]) -> Soon[list[T]]:
         shares = self._share_out(key for _, key, _ in wanted)
-        missing = [
-            number
-            for shard, share in zip(self._shards, shares, strict=True)
-            if share
-            for number in shard.find_missing([(number, *wanted[number][1:]) for number in share])
-        ]
-        return [wanted[number][0] for number in sorted(missing)]
+        return _joined(
+            [
+                shard.find_missing([(number, *wanted[number][1:]) for number in share])
+                for shard, share in zip(self._shards, shares, strict=True)
+                if share
+            ],
+            lambda missing: [wanted[number][0] for number in sorted(itertools.chain(*missing))],
+        )
 
     @override
-    def find_sizes(self, keys: Sequence[bytes]) -> list[int | None]:
-        sizes: list[int | None] = [None] * len(keys)
-        for shard, share in zip(self._shards, self._share_out(keys), strict=True):
-            for number, size_bytes in zip(share, shard.find_sizes([keys[number] for number in share]), strict=True):
-                sizes[number] = size_bytes
-        return sizes
+    def find_sizes(self, keys: Sequence[bytes]) -> Soon[list[int | None]]:
+        shares = self._share_out(keys)
+
+        def join(answers: list[list[int | None]]) -> list[int | None]:
+            sizes: list[int | None] = [None] * len(keys)
+            for share, answer in zip(shares, answers, strict=True):
+                for number, size_bytes in zip(share, answer, strict=True):
+                    sizes[number] = size_bytes
+            return sizes
+
+        return _joined(
+            [
+                shard.find_sizes([keys[number] for number in share])
+                for shard, share in zip(self._shards, shares, strict=True)
+            ],
+            join,
+        )
 
     def _share_out(self, keys: Iterable[bytes]) -> list[list[int]]:
         """Return for each shard the numbers of the keys that it is in charge of."""
@@ -132,8 +147,8 @@ class ShardedBlobStore(BlobStore):
         return _MovedUpload(here, await here.open_unnamed_upload(function), self._shard)
 
     @override
-    def upload_status(self, name: UploadName) -> UploadStatus:
-        return self._shard(name.digest).upload_status(name)
+    async def upload_status(self, name: UploadName) -> UploadStatus:
+        return await self._shard(name.digest).upload_status(name)
 
     @override
     async def remove(self, digests: Sequence[Digest]) -> int:
@@ -165,6 +180,16 @@ class ShardedBlobStore(BlobStore):
             least_evicted_age_seconds=_least(status.least_evicted_age_seconds for status in statuses),
             counters=counters,
         )
+
+
+def _joined(answers: Sequence[Soon[T]], join: Callable[[list[T]], R]) -> Soon[R]:
+    """Put the shards' answers together: at once, if all of them are there."""
+    there = [answer for answer in answers if not isinstance(answer, Awaitable)]
+    return join(there) if len(there) == len(answers) else _joined_later(answers, join)
+
+
+async def _joined_later(answers: Sequence[Soon[T]], join: Callable[[list[T]], R]) -> R:
+    return join(await asyncio.gather(*map(settled, answers)))
 
 
 def _least(ages_seconds: Iterable[int | None]) -> int | None:
