@@ -9,6 +9,7 @@ from tests.contract.cas.blob_making import content, put
 from tests.contract.cas.conftest import Stores
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest, DigestFunction
 
 ACTION = Digest.of(b"action")
@@ -118,6 +119,6 @@ async def test_writers_of_the_same_action_leave_one_whole_result(stores: Stores)
     digests = await put(stores.blobs, *(content(10, seed) for seed in range(20)))
     candidates = [result(content(40_000, seed), digest) for seed, digest in enumerate(digests)]
     await asyncio.gather(*(stores.results.put("main", ACTION, candidate) for candidate in candidates))
-    found = stores.results.get("main", ACTION)
+    found = await settled(stores.results.get("main", ACTION))
     assert found is not None
     assert found.action_result in [candidate.action_result for candidate in candidates]

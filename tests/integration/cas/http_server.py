@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import aiohttp
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from tests.contract.cas.blob_making import missing
 from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.action_cache import ActionCache
@@ -20,6 +20,7 @@ from lathe_cas.blob_store import BlobStore
 from lathe_cas.cas_metrics import CasCounters, HttpCacheCounts
 from lathe_cas.http_cache.opaque_values import OpaqueValues
 from lathe_cas.http_cache.requests import HttpCache
+from lathe_cas.soon import settled
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.http_port import HttpPort
 from lathe_shared.instance_name import InstanceNames
@@ -93,11 +94,10 @@ class HttpServer:
 
     async def action_result(self, instance_name: str, action_digest: Digest) -> bytes | None:
         """Look an action result up as the gRPC service does."""
-        found = ActionCache(self.store.results, self.blobs).get(instance_name, action_digest)
-        return await found if inspect.isawaitable(found) else found
+        return await settled(ActionCache(self.store.results, self.blobs).get(instance_name, action_digest))
 
     def missing(self, *digests: Digest) -> list[Digest]:
-        return self.blobs.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests])
+        return missing(self.blobs, *digests)
 
     def is_clean(self) -> bool:
         """Say whether the store holds nothing at all, neither whole nor unfinished."""

@@ -7,7 +7,7 @@ at once is told by a plain function, which returns something to await when it ca
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -17,4 +17,4 @@ Soon: TypeAlias = T | Awaitable[T]
 
 async def settled(answer: Soon[T]) -> T:
     """Return an answer, whether it is there or has to be awaited."""
-    return await answer if isinstance(answer, Awaitable) else cast("T", answer)
+    return await answer if isinstance(answer, Awaitable) else answer

@@ -189,7 +189,7 @@ def _joined(answers: Sequence[Soon[T]], join: Callable[[list[T]], R]) -> Soon[R]
 
 
 async def _joined_later(answers: Sequence[Soon[T]], join: Callable[[list[T]], R]) -> R:
-    return join(await asyncio.gather(*map(settled, answers)))
+    return join(await asyncio.gather(*(settled(answer) for answer in answers)))
 
 
 def _least(ages_seconds: Iterable[int | None]) -> int | None:
