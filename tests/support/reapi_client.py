@@ -38,10 +38,14 @@ class ReapiClient:
         cas_port: On loopback.
         scheduler_port: On loopback.
         instance_name: Of every call.
+        own_connection: Whether it has a connection to the CAS of its own; all clients of this process share one if not.
     """
 
-    def __init__(self, cas_port: int, scheduler_port: int, instance_name: str = "main") -> None:
-        self._cas = grpc.insecure_channel(f"127.0.0.1:{cas_port}")
+    def __init__(
+        self, cas_port: int, scheduler_port: int, instance_name: str = "main", *, own_connection: bool = False
+    ) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)] if own_connection else []
+        self._cas = grpc.insecure_channel(f"127.0.0.1:{cas_port}", options)
         self._scheduler = grpc.insecure_channel(f"127.0.0.1:{scheduler_port}")
         self._instance_name = instance_name
         self._closing = threading.Event()
@@ -98,6 +102,31 @@ class ReapiClient:
         request = message_class("google.bytestream.ReadRequest")(resource_name=name)
         return b"".join(answer.data for answer in call(request, timeout=DEADLINE_SECONDS, wait_for_ready=True))
 
+    def write_status(self, data: bytes, upload_id: str) -> tuple[int, bool]:
+        """Ask how far an upload is: bytes committed, and whether it is complete."""
+        call = self._cas.unary_unary(
+            "/google.bytestream.ByteStream/QueryWriteStatus",
+            request_serializer=message_class("google.bytestream.QueryWriteStatusRequest").SerializeToString,
+            response_deserializer=message_class("google.bytestream.QueryWriteStatusResponse").FromString,
+        )
+        request = message_class("google.bytestream.QueryWriteStatusRequest")
+        answer = call(request(resource_name=self._upload_name(data, upload_id)), timeout=DEADLINE_SECONDS)
+        return answer.committed_size, answer.complete
+
+    def write_part(self, data: bytes, upload_id: str, start: int, stop: int) -> int:
+        """Write a part of a blob by ByteStream, from ``start`` on; return the committed size that is answered."""
+        parts = [
+            message_class("google.bytestream.WriteRequest")(
+                resource_name=self._upload_name(data, upload_id),
+                write_offset=offset,
+                data=data[offset : min(stop, offset + WRITE_MESSAGE_BYTES)],
+                finish_write=offset + WRITE_MESSAGE_BYTES >= len(data) == stop,
+            )
+            for offset in range(start, stop, WRITE_MESSAGE_BYTES)
+        ]
+        committed: int = self._start_write(iter(parts)).result().committed_size
+        return committed
+
     def write(self, data: bytes) -> Any:
         """Write a blob of any size by ByteStream and return its Digest, once the CAS has acknowledged it."""
         answer = self._start_write(self._parts(data))
@@ -119,13 +148,16 @@ class ReapiClient:
         return call
 
     def _parts(self, data: bytes) -> Iterator[Any]:
-        digest = digest_of(data)
-        name = f"{self._instance_name}/uploads/{uuid.uuid4()}/blobs/{digest.hash}/{digest.size_bytes}"
+        name = self._upload_name(data, str(uuid.uuid4()))
         request = message_class("google.bytestream.WriteRequest")
         for offset in range(0, max(len(data), 1), WRITE_MESSAGE_BYTES):
             part = data[offset : offset + WRITE_MESSAGE_BYTES]
             last = offset + len(part) == len(data)
             yield request(resource_name=name, write_offset=offset, data=part, finish_write=last)
+
+    def _upload_name(self, data: bytes, upload_id: str) -> str:
+        digest = digest_of(data)
+        return f"{self._instance_name}/uploads/{upload_id}/blobs/{digest.hash}/{digest.size_bytes}"
 
     def _start_write(self, requests: Iterator[Any]) -> Any:
         call = self._cas.stream_unary(

@@ -131,9 +131,9 @@ class ServiceProcess:
             self._process = None
 
     def kill(self) -> None:
-        """End the process by SIGKILL, as a power cut would."""
+        """End the process by SIGKILL, and with it all that it started, as a power cut would."""
         assert self._process is not None
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
 

@@ -28,19 +28,21 @@ import uvloop
 
 from lathe_shared.grpc_transport import DEFAULT_MAX_MESSAGE_BYTES, Engine, GrpcServer
 from lathe_shared.health import HealthServicer, ServingStatus
-from lathe_shared.http_port import HttpPort, StatusFunction
+from lathe_shared.http_port import CombineFunction, GroupStatus, HttpPort, StatusFunction
 from lathe_shared.log_config import configure_logging
 from lathe_shared.metrics import ServiceMetrics
 from lathe_shared.rpc_observer import RpcObserver
 from lathe_shared.service_boundary import Servicer, make_server, methods
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
     from aiohttp import web
     from prometheus_client import CollectorRegistry
 
     from lathe_shared.config_loading import ServiceSettings
+    from lathe_shared.group_member import GroupMember
 
 T = TypeVar("T")
 
@@ -83,17 +85,25 @@ class ServiceRuntime:
     Args:
         settings: The service's settings.
         registry: Where its metrics are collected; tests give their own.
+        member: Its place among several processes that serve as one; None for a process that serves alone.
 
     Attributes:
         settings: As given.
+        member: As given.
         metrics: For metrics of the service's own.
         health: For services that know better than the process how they are.
         ports: The bound ports by name, once started.
         stopping: Set when the service begins to stop.
     """
 
-    def __init__(self, settings: ServiceSettings, registry: CollectorRegistry | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        registry: CollectorRegistry | None = None,
+        member: GroupMember | None = None,
+    ) -> None:
         self.settings = settings
+        self.member = member
         self.metrics = ServiceMetrics(settings.service, registry)
         self.health = HealthServicer()
         self.ports: dict[str, int] = {}
@@ -176,6 +186,7 @@ class ServiceRuntime:
         *,
         routes: Iterable[web.RouteDef] = (),
         is_healthy: Callable[[], bool] = lambda: True,
+        combine: CombineFunction | None = None,
     ) -> None:
         """Serve /metrics, /healthz and /status on the settings' ``http_port``, from before the gRPC ports open.
 
@@ -183,8 +194,12 @@ class ServiceRuntime:
             status: What ``/status`` shows.
             routes: Further routes.
             is_healthy: What ``/healthz`` needs beside a service that is started and not stopping.
+            combine: Makes one status of those of several processes; for services that can be several.
         """
-        http = HttpPort(self.metrics, lambda: self.health.is_serving and is_healthy(), status, routes)
+        group = None
+        if self.member is not None and combine is not None:
+            group = GroupStatus(self.member, combine)
+        http = HttpPort(self.metrics, lambda: self.health.is_serving and is_healthy(), status, routes, group)
         self._http_port = _HttpPort(self.settings.host, self.settings.http_port, http)
 
     # Running
@@ -197,11 +212,22 @@ class ServiceRuntime:
         """
         if self._http_port is not None:
             entry = self._http_port
-            self.ports["http"] = await _bind("http", entry.host, entry.port, entry.http.start(entry.host, entry.port))
+            sock = self._inherited("http")
+            self.ports["http"] = await _bind(
+                "http", entry.host, entry.port, entry.http.start(entry.host, entry.port, sock)
+            )
         for port in self._grpc_ports:
-            self.ports[port.name] = await _bind(port.name, port.host, port.port, _start_server(port))
+            sock = self._inherited(port.name)
+            self.ports[port.name] = await _bind(port.name, port.host, port.port, _start_server(port, sock))
         self.health.set_all(ServingStatus(ServingStatus.SERVING))
-        _log.info("ready", host=self.settings.host, **{f"{name}_port": port for name, port in self.ports.items()})
+        if self.member is None:
+            _log.info("ready", host=self.settings.host, **{f"{name}_port": port for name, port in self.ports.items()})
+        else:
+            _log.info("process_ready", pid=os.getpid())
+            self.member.on_ready()
+
+    def _inherited(self, name: str) -> socket.socket | None:
+        return None if self.member is None else self.member.sockets[name]
 
     async def wait_stopped(self) -> None:
         """Wait until somebody asks for a stop, or a background task has failed."""
@@ -222,6 +248,8 @@ class ServiceRuntime:
             await self._cancel_tasks()
             if self._http_port is not None:
                 await self._http_port.http.close()
+            if self.member is not None:
+                await self.member.aclose()
         finally:
             await self._resources.aclose()
         _log.info("stopped")
@@ -288,8 +316,11 @@ async def _bind(name: str, host: str, port: int, start: Awaitable[int]) -> int:
         raise StartError(f"cannot listen on {host}:{port} ({name}): {reason}") from None
 
 
-async def _start_server(port: _GrpcPort) -> int:
-    await port.server.start(port.host, port.port, ssl=port.ssl, backlog=BACKLOG)
+async def _start_server(port: _GrpcPort, sock: socket.socket | None) -> int:
+    if sock is None:
+        await port.server.start(port.host, port.port, ssl=port.ssl, backlog=BACKLOG)
+    else:
+        await port.server.start(sock=sock, ssl=port.ssl, backlog=BACKLOG)
     return port.server.port
 
 
@@ -297,23 +328,25 @@ BuildFunction: TypeAlias = Callable[[ServiceRuntime], Awaitable[None]]
 """A service's composition root: puts its parts onto the runtime."""
 
 
-def run_service(settings: ServiceSettings, build: BuildFunction) -> int:
+def run_service(settings: ServiceSettings, build: BuildFunction, member: GroupMember | None = None) -> int:
     """Run a service until SIGTERM or SIGINT; what a service's ``main`` returns to the operating system.
 
     Args:
         settings: The service's settings.
         build: Its composition root.
+        member: Its place among several processes that serve as one. Such a process leaves SIGINT, and a second signal,
+            to whoever keeps them.
 
     Returns:
         The exit code: 0 after an orderly stop, 1 if it could not start or a part of it failed.
     """
-    configure_logging(settings.service, settings.log_level)
+    configure_logging(settings.service, settings.log_level, None if member is None else member.number)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings, build))
+        return runner.run(_run(settings, build, member))
 
 
-async def _run(settings: ServiceSettings, build: BuildFunction) -> int:
-    runtime = ServiceRuntime(settings)
+async def _run(settings: ServiceSettings, build: BuildFunction, member: GroupMember | None) -> int:
+    runtime = ServiceRuntime(settings, member=member)
     starting = asyncio.create_task(_build_and_start(runtime, build), name="start")
     _handle_signals(runtime, starting)
     try:
@@ -345,6 +378,8 @@ async def _build_and_start(runtime: ServiceRuntime, build: BuildFunction) -> Non
 def _handle_signals(runtime: ServiceRuntime, starting: asyncio.Task[None]) -> None:
     def on_signal(number: signal.Signals) -> None:
         if runtime.stopping.is_set():
+            if runtime.member is not None:
+                return  # a signal to all processes is followed by the keeper's
             _log.warning("killed", signal=number.name)
             sys.stdout.flush()
             os._exit(128 + number)
@@ -352,5 +387,5 @@ def _handle_signals(runtime: ServiceRuntime, starting: asyncio.Task[None]) -> No
         runtime.stopping.set()
         starting.cancel()  # if it is still under way
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM,) if runtime.member is not None else (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)

@@ -24,12 +24,13 @@ _QUIET = ("grpclib", "hpack", "h2", "aiohttp", "asyncio")
 """Libraries whose own records are wanted from WARNING on only; grpclib tells of each RPC that a client cancelled."""
 
 
-def configure_logging(service: str, level: str = "info") -> None:
+def configure_logging(service: str, level: str = "info", process: int | None = None) -> None:
     """Set up structlog and the standard library's logging for a process.
 
     Args:
         service: Name in each line's ``service`` field.
         level: One of ``LEVELS``.
+        process: Number in each line's ``process`` field, for one of several processes of a service.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     is_terminal = sys.stdout.isatty()
@@ -39,6 +40,8 @@ def configure_logging(service: str, level: str = "info") -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if process is not None:
+        shared.append(_ProcessNumber(process))
     if not is_terminal:
         shared += [_ServiceName(service), structlog.processors.format_exc_info]
     renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer() if is_terminal else _render_json
@@ -60,7 +63,7 @@ def configure_logging(service: str, level: str = "info") -> None:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
 
 
-_FRONT = ("timestamp", "level", "service", "event")
+_FRONT = ("timestamp", "level", "service", "process", "event")
 
 
 class _ServiceName:
@@ -69,6 +72,15 @@ class _ServiceName:
 
     def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["service"] = self._service
+        return event
+
+
+class _ProcessNumber:
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("process", self._number)
         return event
 
 

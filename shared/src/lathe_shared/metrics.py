@@ -32,12 +32,14 @@ class ServiceMetrics:
     Attributes:
         registry: As given, or the process's own.
         prefix: What every name begins with.
+        common: Full names of metrics that are about what several processes share, and so the same in each.
     """
 
     def __init__(self, service: str, registry: CollectorRegistry | None = None) -> None:
         self.service = service
         self.registry = REGISTRY if registry is None else registry
         self.prefix = f"lathe_{service}_"
+        self.common: set[str] = set()
 
     def counter(self, name: str, documentation: str, labels: Sequence[str] = ()) -> Counter:
         """Make a counter; ``_total`` is appended to its name."""

@@ -68,7 +68,7 @@ class Client(threading.Thread):
     def __init__(self, port: int, seed: str, begin: threading.Semaphore) -> None:
         super().__init__(daemon=True)
         self.load = Load()
-        self._client = ReapiClient(port, port)
+        self._client = ReapiClient(port, port, own_connection=True)
         self._stopped = threading.Event()
         self._random = random.Random(seed)
         self._begin = begin
@@ -135,7 +135,7 @@ class Client(threading.Thread):
 class CasUnderLoad:
     """A CAS process over one data directory."""
 
-    def __init__(self, root: Path, name: str, limit_bytes: int) -> None:
+    def __init__(self, root: Path, name: str, limit_bytes: int, processes: int = 1) -> None:
         self.data_dir = root / name
         self.port, http_port = free_ports(2)
         flags = [
@@ -145,6 +145,7 @@ class CasUnderLoad:
             f"--data-dir={self.data_dir}",
             f"--max-size-bytes={limit_bytes}",
             "--lease-seconds=0",
+            f"--processes={processes}",
         ]
         self.process = ServiceProcess(name, "lathe-cas", flags, http_port, root / f"{name}.log")
 
@@ -205,6 +206,20 @@ def small(tmp_path: Path) -> Iterator[CasUnderLoad]:
     cas.start()
     yield cas
     cas.process.discard()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[CasUnderLoad]:
+    """Several processes over one store."""
+    cas = CasUnderLoad(tmp_path, "shared", AMPLE_BYTES, processes=3)
+    cas.start()
+    yield cas
+    cas.process.discard()
+
+
+def test_nothing_that_several_processes_acknowledged_is_lost(shared: CasUnderLoad) -> None:
+    for kill in range(KILLS // 4):
+        shared.check(shared.run_until_killed(f"shared {kill}"), results=True)
 
 
 def test_nothing_acknowledged_is_lost(ample: CasUnderLoad) -> None:

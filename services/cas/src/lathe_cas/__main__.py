@@ -16,10 +16,18 @@ def main() -> None:
 
         sys.exit(fsck(sys.argv[2:], os.environ))
     # A check does without the service, which takes most of a second to import.
-    from lathe_cas.app import build
+    settings = load_settings(CasSettings)
+    from lathe_cas.app import build, prepare
     from lathe_shared.lifecycle import run_service
 
-    sys.exit(run_service(load_settings(CasSettings), build))
+    if settings.processes == 1:
+        sys.exit(run_service(settings, build))
+    from lathe_shared.process_group import run_processes
+
+    ports = {"http": settings.http_port, "grpc": settings.port}
+    if settings.tls_port is not None:
+        ports["tls"] = settings.tls_port
+    sys.exit(run_processes(settings, settings.processes, ports, lambda: prepare(settings)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import shutil
 from typing import TYPE_CHECKING, cast
 
@@ -18,19 +20,21 @@ from lathe_cas.servicers.blob_chunking import BlobChunkingServicer
 from lathe_cas.servicers.byte_stream import ByteStreamServicer
 from lathe_cas.servicers.capabilities import CapabilitiesServicer
 from lathe_cas.servicers.content_addressable_storage import ContentAddressableStorageServicer
-from lathe_cas.status_page import status_page
+from lathe_cas.status_page import combine_status_pages, status_page
 from lathe_cas.stores.lmdb_action_result_store import LmdbActionResultStore
 from lathe_cas.stores.lmdb_blob_store import LmdbBlobStore
 from lathe_cas.stores.lmdb_environment import StorageFormatError
-from lathe_cas.stores.lmdb_storage import LmdbStorage
+from lathe_cas.stores.lmdb_storage import LmdbStorage, prepare_store
 from lathe_cas.stores.shard_map import ShardMap
 from lathe_cas.stores.sharded_action_result_store import ShardedActionResultStore
 from lathe_cas.stores.sharded_blob_store import ShardedBlobStore
+from lathe_cas.stores.store_clock import StoreClock
 from lathe_shared.clock import SystemClock
 from lathe_shared.instance_name import InstanceNames
 from lathe_shared.lifecycle import StartError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from aiohttp.web import RouteDef
@@ -38,21 +42,38 @@ if TYPE_CHECKING:
     from lathe_cas.action_result_store import ActionResultStore
     from lathe_cas.blob_store import BlobStore
     from lathe_cas.config import CasSettings
-    from lathe_shared.lifecycle import ServiceRuntime
+    from lathe_shared.lifecycle import BuildFunction, ServiceRuntime
     from lathe_shared.service_boundary import Servicer
     from lathe_shared.tls import ServerTls
 
 _log = structlog.get_logger("lathe.cas")
 
 
-async def build(runtime: ServiceRuntime) -> None:
+def prepare(settings: CasSettings) -> BuildFunction:
+    """Do what comes before several processes are started: make or check the stores, and begin their common clock.
+
+    Raises:
+        StartError: A data directory cannot be used.
+    """
+    newest_seconds = 0.0
+    for path in settings.all_data_dirs:
+        with _explained(path):
+            newest_seconds = max(newest_seconds, prepare_store(path, settings.storage_options()))
+    return functools.partial(build, clock=StoreClock(SystemClock(), newest_seconds))
+
+
+async def build(runtime: ServiceRuntime, clock: StoreClock | None = None) -> None:
     """Put the CAS's parts onto a runtime.
+
+    Args:
+        runtime: The runtime.
+        clock: The clock of all processes that share the data directories; a new one if absent.
 
     Raises:
         StartError: The data directory cannot be used.
     """
     settings = cast("CasSettings", runtime.settings)
-    blobs, results = _open_stores(runtime, settings)
+    blobs, results = _open_stores(runtime, settings, clock)
     counters = CasCounters()
     CasMetrics(runtime.metrics, counters, blobs.status)
     chunking_parameters = settings.chunking_parameters()
@@ -93,6 +114,7 @@ async def build(runtime: ServiceRuntime) -> None:
     runtime.add_http_port(
         lambda: status_page(settings, blobs.status(), counters, tls=None if tls is None else tls.describe()),
         routes=routes,
+        combine=combine_status_pages,
     )
 
 
@@ -107,13 +129,18 @@ def _add_tls_port(runtime: ServiceRuntime, settings: CasSettings, servicers: lis
     return tls
 
 
-def _open_stores(runtime: ServiceRuntime, settings: CasSettings) -> tuple[BlobStore, ActionResultStore]:
+def _open_stores(
+    runtime: ServiceRuntime, settings: CasSettings, clock: StoreClock | None
+) -> tuple[BlobStore, ActionResultStore]:
     """Open every data directory, and make one store of them."""
     blobs: list[LmdbBlobStore] = []
     results: list[LmdbActionResultStore] = []
     ids: list[bytes] = []
     for path in settings.all_data_dirs:
-        storage = _open_storage(path, settings)
+        with _explained(path):
+            storage = LmdbStorage(path, settings.storage_options(), clock or SystemClock())
+        if runtime.member is None or not runtime.member.number:
+            _warn_of_small_disk(storage, path, settings)
         runtime.on_close(storage.aclose)
         blobs.append(LmdbBlobStore(storage))
         runtime.on_close(blobs[-1].aclose)
@@ -128,13 +155,18 @@ def _open_stores(runtime: ServiceRuntime, settings: CasSettings) -> tuple[BlobSt
     return all_blobs, ShardedActionResultStore(results, shard_map, all_blobs)
 
 
-def _open_storage(path: Path, settings: CasSettings) -> LmdbStorage:
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what keeps a data directory from being used into what an operator is told."""
     try:
-        storage = LmdbStorage(path, settings.storage_options(), SystemClock())
+        yield
     except StorageFormatError as error:
         raise StartError(str(error)) from None
     except (OSError, lmdb.Error) as error:
         raise StartError(f"data_dir {path} cannot be used: {error}") from error
+
+
+def _warn_of_small_disk(storage: LmdbStorage, path: Path, settings: CasSettings) -> None:
     limit_bytes = settings.max_size_bytes_each
     possible_bytes = shutil.disk_usage(path).free + storage.environment.file_bytes()
     if possible_bytes < limit_bytes:
@@ -146,4 +178,3 @@ def _open_storage(path: Path, settings: CasSettings) -> LmdbStorage:
             possible_bytes=possible_bytes,
             effect="the disk is full before old data goes; lower max_size_bytes",
         )
-    return storage

@@ -62,6 +62,10 @@ GAUGE_TEXTS = {
 }
 
 
+_OF_ONE_PROCESS = ("oldest_evicted_age_seconds", "least_evicted_age_seconds")
+"""Gauges that tell what one process did; the others are of the store."""
+
+
 @dataclass(slots=True)
 class CasCounters:
     """What servicers count; see ``COUNTER_TEXTS``."""
@@ -126,6 +130,7 @@ class CasMetrics:
         self._prefix = metrics.prefix
         self._counters = counters
         self._status = status
+        metrics.common |= {metrics.prefix + name for name in GAUGE_TEXTS if name not in _OF_ONE_PROCESS}
         metrics.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:

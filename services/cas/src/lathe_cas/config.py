@@ -36,6 +36,13 @@ class CasSettings(ServiceSettings):
 
     port: Port = Field(default=50051, description="port for clients: CAS, ByteStream, ActionCache, Capabilities")
     http_port: Port = Field(default=50081, description="port of /metrics, /healthz and /status, and of http_cache")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="how many processes serve clients, sharing ports and data: more use more processors, up to about "
+        "one each, and none of them waits while another one is busy",
+    )
     data_dir: Path = Field(default=Path("~/.cache/lathe/cas"), description="where everything is kept")
     data_dirs: list[Path] = Field(
         default=[],

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import lathe_cas
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lathe_cas.blob_store import StoreStatus
     from lathe_cas.cas_metrics import CasCounters
     from lathe_cas.config import CasSettings
@@ -29,6 +31,7 @@ def status_page(
     return {
         "service": "cas",
         "version": lathe_cas.__version__,
+        "processes": settings.processes,
         "instance_names": settings.instance_names or "any",
         "data_dirs": [str(path) for path in settings.all_data_dirs],
         "tls": tls,
@@ -45,3 +48,20 @@ def status_page(
         },
         "since_start": asdict(counters) | counts,
     }
+
+
+def combine_status_pages(pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Make one page of those of several processes, which differ in what they did.
+
+    Counts are added up. Of the ages of what was evicted it shows the least: the worst retention that any of them gave.
+    """
+    page = dict(pages[0])
+    page["answering_processes"] = len(pages)
+    counts = [each["since_start"] for each in pages]
+    page["since_start"] = {name: sum(each[name] for each in counts) for name in counts[0]}
+    ages = ("oldest_evicted_age_seconds", "least_evicted_age_seconds")
+    page["store"] = page["store"] | {
+        name: min((each["store"][name] for each in pages if each["store"][name] is not None), default=None)
+        for name in ages
+    }
+    return page

@@ -63,7 +63,7 @@ class LmdbStorage:
     Args:
         path: The folder of the environment.
         options: How it behaves.
-        clock: The machine's clocks.
+        clock: The machine's clocks, or the clock of all processes that share the environment.
 
     Attributes:
         seconds: The store's clock.
@@ -74,16 +74,16 @@ class LmdbStorage:
         StorageFormatError: The folder holds a store of another format.
     """
 
-    def __init__(self, path: Path, options: LmdbOptions, clock: Clock) -> None:
+    def __init__(self, path: Path, options: LmdbOptions, clock: Clock | StoreClock) -> None:
         self.damaged_blobs = 0
         self.damaged_action_results = 0
         self._index_is_damaged = False
         self.options = options
         limit_bytes = options.policy.limit_bytes
         self.environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(limit_bytes))
-        with self.environment.read() as txn:
-            newest_step = access_log.newest_step(txn, self.environment.access)
-        self.seconds = StoreClock(clock, newest_step * options.policy.touch_step_seconds).seconds
+        if not isinstance(clock, StoreClock):
+            clock = StoreClock(clock, newest_seconds(self.environment, options))
+        self.seconds = clock.seconds
         self.touches = Touches(self.step)
         self.committer = LmdbCommitter(
             self.environment, options.policy, self.touches, self.seconds, options.upload_max_age_seconds
@@ -143,3 +143,25 @@ class LmdbStorage:
         await asyncio.to_thread(self.executor.shutdown)
         await self.writer.aclose()
         self.environment.close()
+
+
+def newest_seconds(environment: LmdbEnvironment, options: LmdbOptions) -> float:
+    """Return the latest time that a store has seen, by its log: the beginning of a touch step, 0 if it is new."""
+    with environment.read() as txn:
+        return access_log.newest_step(txn, environment.access) * options.policy.touch_step_seconds
+
+
+def prepare_store(path: Path, options: LmdbOptions) -> float:
+    """Make a store or check that it can be opened, and close it again: for who will fork processes that open it.
+
+    Returns:
+        ``newest_seconds``.
+
+    Raises:
+        StorageFormatError: The folder holds a store of another format.
+    """
+    environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(options.policy.limit_bytes))
+    try:
+        return newest_seconds(environment, options)
+    finally:
+        environment.close()
