@@ -18,15 +18,16 @@ class ShardedStore:
 
     def __init__(self, path: Path, *, lease_seconds: int = 0) -> None:
         self.shards = [LmdbStore(path / str(number), lease_seconds=lease_seconds) for number in range(SHARDS)]
+        self.shard_map: ShardMap
         self.blobs: ShardedBlobStore
         self.results: ShardedActionResultStore
 
     async def open(self) -> None:
         for shard in self.shards:
             await shard.open()
-        shard_map = ShardMap([shard.storage.environment.id for shard in self.shards])
-        self.blobs = ShardedBlobStore([shard.blobs for shard in self.shards], shard_map)
-        self.results = ShardedActionResultStore([shard.results for shard in self.shards], shard_map, self.blobs)
+        self.shard_map = ShardMap([shard.storage.environment.id for shard in self.shards])
+        self.blobs = ShardedBlobStore([shard.blobs for shard in self.shards], self.shard_map)
+        self.results = ShardedActionResultStore([shard.results for shard in self.shards], self.shard_map, self.blobs)
 
     async def close(self) -> None:
         for shard in self.shards:

@@ -275,6 +275,8 @@ class LmdbBlobStore(BlobStore):
         if not digest.is_empty and self._find_missing([(digest, digest.key, digest.size_bytes)], over):
             raise BlobNotFoundError(digest)
         if offset_bytes > digest.size_bytes:
+            # Used all the same; nobody builds on it, so nobody has to wait for the renewal.
+            self._storage.touches.blobs.update(over)
             raise OutOfRangeError(f"read_offset {offset_bytes} is past the end of blob {digest}")
 
     @override
