@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.bench.errors import BenchError
+from tools.bench.large_traffic import large_traffic
 from tools.bench.machine import machine_facts
 from tools.bench.measuring import Measured, measure_row
 from tools.bench.processes import HOST, Cores, server
 from tools.bench.report import as_json, table
 from tools.bench.rows import LARGE_BYTES, Target, all_rows
-from tools.bench.store_life import TRIALS
+from tools.bench.store_life import age, start
 
 from lathe_shared.grpc_transport import Engine
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
     from tools.bench.measuring import RowResult
     from tools.bench.rows import Row
-    from tools.bench.store_life import Outcome, Trial
+    from tools.bench.trials import Outcome, Trial
+
+TRIALS: dict[str, Trial] = {"ageing": age, "start": start, "large traffic": large_traffic}
+"""By the name that ``--rows`` is compared with."""
 
 RESULTS = Path("bench-results")
 SECONDS, TURNS = 2.0, 3
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row for row in all_rows() if re.search(options.rows, row.name)]
     trials = [trial for name, trial in TRIALS.items() if options.rows and re.search(options.rows, name)]
     if options.target and trials:
-        print("bench: the trials of a whole store's life need servers of their own; they are left out", file=sys.stderr)
+        print("bench: the trials need servers of their own; they are left out", file=sys.stderr)
         trials = []
     seconds = options.seconds if options.seconds is not None else QUICK_SECONDS if options.quick else SECONDS
     turns = options.turns or (QUICK_TURNS if options.quick else TURNS)

@@ -14,6 +14,7 @@ from tools.bench.processes import run_client
 from tools.bench.timing import Timing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _FINISHED = re.compile(r"^finished in ([0-9.]+)(us|ms|s|m|h),", re.MULTILINE)
@@ -60,6 +61,7 @@ def run_h2load(
     streams: int,
     response_bytes: int,
     cores: frozenset[int],
+    prefix: Sequence[str] = (),
 ) -> Timing:
     """Make unary calls with one request.
 
@@ -72,11 +74,12 @@ def run_h2load(
         streams: Calls in flight on each of them.
         response_bytes: DATA that each answer has at least.
         cores: Where h2load may run.
+        prefix: Program and flags that start it, such as ``nice``.
 
     Raises:
         BenchError: Not all calls were answered well.
     """
-    command = ["h2load", f"-n{calls}", f"-c{min(connections, calls)}", f"-m{streams}", f"-d{body}"]
+    command = [*prefix, "h2load", f"-n{calls}", f"-c{min(connections, calls)}", f"-m{streams}", f"-d{body}"]
     # Windows of 1 GiB: a reader that never makes the server wait.
     command += ["-w30", "-W30", "-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{path}"]
     output = run_client(command, cores)

@@ -1,7 +1,5 @@
 """Trials of a store's life, each with a server of its own: what years do to it, and how it starts when it is full.
 
-They take minutes, so they run only when ``--rows`` names them.
-
 Spec: design of the project, section 6, on ageing and start-up time.
 """
 
@@ -11,17 +9,17 @@ import itertools
 import json
 import secrets
 import sys
-import threading
 import time
-from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tools.bench.ageing_client import LARGEST_BYTES
 from tools.bench.blobs import make_blobs
 from tools.bench.checked_calls import FIND_MISSING, CheckedCalls
-from tools.bench.processes import HOST, Cores, run_client, server
+from tools.bench.processes import run_client, server
+from tools.bench.trials import Outcome, cas_command, milliseconds
+from tools.bench.watch import Watch
 from typing_extensions import override
 
 from lathe_shared.cas_wire import find_missing_request
@@ -29,7 +27,7 @@ from lathe_shared.cas_wire import find_missing_request
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tools.bench.processes import ServerProcess
+    from tools.bench.processes import Cores
 
 LIMIT_BYTES, QUICK_LIMIT_BYTES = 512 << 20, 48 << 20
 QUICK_LARGEST_BYTES = 4 << 20
@@ -38,7 +36,6 @@ ROUNDS = 11
 
 CLIENT_SECONDS = 3600.0
 ASKED_DIGESTS = 100
-ASK_SECONDS = 0.01
 IDLE_CALLS = 300
 
 STORED_BLOBS, QUICK_STORED_BLOBS = 1_000_000, 20_000
@@ -46,31 +43,6 @@ STORED_BYTES = 64
 BLOBS_PER_BATCH = 1000
 FILL_PARTS = 10
 ROOMY_BYTES = 4 << 30
-
-
-class Outcome(ABC):
-    """What a trial found.
-
-    Attributes:
-        name: Of the trial.
-    """
-
-    name: str
-
-    @abstractmethod
-    def figures(self) -> dict[str, object]:
-        """Return everything, for the JSON file."""
-
-    @abstractmethod
-    def text(self) -> str:
-        """Return what people want to know, in one or a few lines."""
-
-
-class Trial(Protocol):
-    """A trial: runs in a folder of its own, in little time if ``quick``."""
-
-    def __call__(self, folder: Path, cores: Cores, *, quick: bool) -> Outcome:
-        """Run it."""
 
 
 @dataclass
@@ -119,14 +91,14 @@ class AgeingOutcome(Outcome):
             "last_to_first_cpu": round(self.last_to_first_cpu, 3),
             "file_to_limit": round(self.file_to_limit, 3),
             "find_missing_calls": len(self.find_seconds),
-            "find_missing_ms": _milliseconds(self.find_seconds),
-            "idle_find_missing_ms": _milliseconds(self.idle_find_seconds),
+            "find_missing_ms": milliseconds(self.find_seconds),
+            "idle_find_missing_ms": milliseconds(self.idle_find_seconds),
         }
 
     @override
     def text(self) -> str:
         rates = " ".join(f"{self.limit_bytes / seconds / 1e6:.0f}" for seconds in self.round_seconds)
-        beside, idle = _milliseconds(self.find_seconds), _milliseconds(self.idle_find_seconds)
+        beside, idle = milliseconds(self.find_seconds), milliseconds(self.idle_find_seconds)
         return (
             f"ageing, limit {self.limit_bytes / 1e6:.0f} MB: {rates} MB/s a round; last to first full one "
             f"{self.last_to_first:.2f}, processor time {self.last_to_first_cpu:.2f}; file "
@@ -136,24 +108,14 @@ class AgeingOutcome(Outcome):
         )
 
 
-def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    return {str(share): round(percentile(seconds, share) * 1e3, 2) for share in (0.5, 0.9, 0.99, 1.0)}
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that this share of all is not above."""
-    ordered = sorted(values)
-    return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
-
-
 def age(folder: Path, cores: Cores, *, quick: bool) -> AgeingOutcome:
     """Write ten times its limit through a store without leases, and ask it about blobs meanwhile."""
     limit_bytes = QUICK_LIMIT_BYTES if quick else LIMIT_BYTES
     largest_bytes = QUICK_LARGEST_BYTES if quick else LARGEST_BYTES
     salt = secrets.token_hex(8)
-    command = _cas_command(folder / "store", limit_bytes)
+    command = cas_command(folder / "store", limit_bytes)
     with server(command, cores.server, folder / "cas.log") as process:
-        watch = _Watch(process, folder / "store" / "data.mdb", salt)
+        watch = Watch(process, folder / "store" / "data.mdb", salt, ASKED_DIGESTS)
         flags = [f"--address={process.address}", f"--salt={salt}", f"--limit-bytes={limit_bytes}"]
         flags += [f"--largest-bytes={largest_bytes}", f"--rounds={ROUNDS}"]
         client = [sys.executable, "-m", "tools.bench.ageing_client", *flags]
@@ -163,65 +125,12 @@ def age(folder: Path, cores: Cores, *, quick: bool) -> AgeingOutcome:
     times: list[float] = json.loads(output)
     cpu = [watch.cpu_seconds_at(moment) for moment in times]
     return AgeingOutcome(
-        limit_bytes, _differences(times), _differences(cpu), watch.file_bytes, watch.find_seconds, idle_find_seconds
+        limit_bytes, _differences(times), _differences(cpu), watch.file_bytes, watch.find_seconds(), idle_find_seconds
     )
 
 
 def _differences(values: Sequence[float]) -> list[float]:
     return [after - before for before, after in itertools.pairwise(values)]
-
-
-class _Watch:
-    """Asks a server for blobs every few milliseconds and looks at its file, in a thread.
-
-    Attributes:
-        find_seconds: What each call took.
-        file_bytes: The file's largest size.
-    """
-
-    def __init__(self, process: ServerProcess, file: Path, salt: str) -> None:
-        self.find_seconds: list[float] = []
-        self.file_bytes = 0
-        self._process = process
-        self._cpu: list[tuple[float, float]] = []
-        self._calls = CheckedCalls(process.address, "")
-        self._file = file
-        digests = [blob.digest for blob in make_blobs(f"{salt}-asked", STORED_BYTES, ASKED_DIGESTS)]
-        self._request = find_missing_request("", digests)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bench-watch", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exception: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def ask(self, count: int) -> list[float]:
-        """Make so many calls and return what they took; the first one, which connects, is not among them."""
-        self._ask_once()
-        seconds = []
-        for _ in range(count):
-            time.sleep(ASK_SECONDS)
-            seconds.append(self._ask_once())
-        return seconds
-
-    def _ask_once(self) -> float:
-        began = time.monotonic()
-        self._calls.unary(FIND_MISSING, self._request)
-        return time.monotonic() - began
-
-    def cpu_seconds_at(self, moment: float) -> float:
-        """Return the processor time that the server had taken by then, as far as was seen."""
-        return max((cpu for seen_at, cpu in self._cpu if seen_at <= moment), default=0.0)
-
-    def _run(self) -> None:
-        with self._calls:
-            while not self._is_over.wait(ASK_SECONDS):
-                self.find_seconds.append(self._ask_once())
-                self._cpu.append((time.monotonic(), self._process.cpu_time().total_seconds))
-                self.file_bytes = max(self.file_bytes, self._file.stat().st_size)
 
 
 @dataclass
@@ -271,7 +180,7 @@ class StartOutcome(Outcome):
 def start(folder: Path, cores: Cores, *, quick: bool) -> StartOutcome:
     """Start an empty store, fill it with small blobs, and start it again."""
     blobs = QUICK_STORED_BLOBS if quick else STORED_BLOBS
-    command = _cas_command(folder / "store", ROOMY_BYTES)
+    command = cas_command(folder / "store", ROOMY_BYTES)
     empty = _timed_start(command, cores, folder / "empty.log", lambda _: None)
     _timed_start(command, cores, folder / "fill.log", lambda address: _fill(address, cores, blobs))
     return StartOutcome(blobs, empty, _timed_start(command, cores, folder / "full.log", lambda _: None))
@@ -296,20 +205,3 @@ def _timed_start(command: list[str], cores: Cores, log: Path, use: Callable[[str
         result = Start(seconds, resident_bytes, process.resident_bytes())
         use(process.address)
     return result
-
-
-def _cas_command(data_dir: Path, limit_bytes: int) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "lathe-cas"),
-        f"--host={HOST}",
-        "--port=0",
-        "--http-port=0",
-        f"--data-dir={data_dir}",
-        f"--max-size-bytes={limit_bytes}",
-        # What is measured is what happens to data that may go.
-        "--lease-seconds=0",
-    ]
-
-
-TRIALS: dict[str, Trial] = {"ageing": age, "start": start}
-"""By the name that ``--rows`` is compared with."""

@@ -8,8 +8,10 @@ import json
 import pytest
 from tools.bench.ageing_client import LARGEST_BYTES, check_all_stored, make_aged_blobs, make_sizes, round_of_sizes
 from tools.bench.errors import BenchError
+from tools.bench.large_traffic import LargeTrafficOutcome
 from tools.bench.processes import resident_bytes
-from tools.bench.store_life import AgeingOutcome, Start, StartOutcome, percentile
+from tools.bench.store_life import AgeingOutcome, Start, StartOutcome
+from tools.bench.trials import percentile
 
 from lathe_protos import google, reapi
 from lathe_shared.digest import Digest
@@ -67,5 +69,8 @@ def test_outcomes_are_told_to_people_and_to_programs() -> None:
     start = StartOutcome(5, Start(0.5, 10**7, 10**7), Start(0.75, 2 * 10**7, 3 * 10**7))
     assert "start, 5 blobs: ready in 0.75 s, with none 0.50 s; 20 MB resident" in start.text()
     assert "+20.0 MB after" in start.text()
-    for outcome in (ageing, start):
+    traffic = LargeTrafficOutcome(10**6, 200.0, 300.0, [0.001] * 98 + [0.002, 0.5], [0.0002])
+    assert "written 200 MB/s, read 300 MB/s" in traffic.text()
+    assert "p50 1.0 ms, p99 2.0 ms, longest 500.0 ms, of an idle server 0.2, 0.2 and 0.2 ms" in traffic.text()
+    for outcome in (ageing, start, traffic):
         assert json.loads(json.dumps(outcome.figures())) == outcome.figures()
