@@ -75,8 +75,8 @@ class LargeTrafficOutcome(Outcome):
         return (
             f"large traffic, {STREAMS} streams each of {self.blob_bytes / 1e6:.0f} MB: written "
             f"{self.write_mb_per_second:.0f} MB/s, read {self.read_mb_per_second:.0f} MB/s; FindMissingBlobs of 1 "
-            f"digest p50 {beside['0.5']:.1f} ms, p99 {beside['0.99']:.1f} ms, longest {beside['1.0']:.1f} ms, of an idle "
-            f"server {idle['0.5']:.1f}, {idle['0.99']:.1f} and {idle['1.0']:.1f} ms"
+            f"digest p50 {beside['0.5']:.1f} ms, p99 {beside['0.99']:.1f} ms, longest {beside['1.0']:.1f} ms, of an "
+            f"idle server {idle['0.5']:.1f}, {idle['0.99']:.1f} and {idle['1.0']:.1f} ms"
         )
 
 
