@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 ASK_SECONDS = 2.0
 """How long the others have to answer; one that is being started anew does not, and is left out."""
 
-MAX_REPORT_BYTES = 16 << 20
-
 _log = structlog.get_logger("lathe.group")
 
 
@@ -107,11 +105,11 @@ class GroupMember:
             async with asyncio.timeout(ASK_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(report_socket(self._directory, number))
                 try:
-                    answer = json.loads(await reader.read(MAX_REPORT_BYTES))
+                    answer = json.loads(await reader.read())
                 finally:
                     writer.close()
         except (OSError, TimeoutError, ValueError) as error:
-            _log.warning("process_not_heard_of", process=number, error=str(error) or "it does not answer")
+            _log.warning("process_not_heard_of", other=number, error=str(error) or "it does not answer")
             return None
         return Report(number, answer["metrics"], answer["status"])
 
