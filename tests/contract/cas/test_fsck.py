@@ -18,6 +18,7 @@ from tests.contract.cas.blob_making import content, feed, missing, put, read, up
 from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.fsck.child import check_here
 from lathe_cas.fsck.command import main
 from lathe_cas.fsck.findings import Problem
 from lathe_cas.stores import lmdb_records as records
@@ -34,7 +35,7 @@ RESULT_KEY = records.action_result_key("main", ACTION.key)
 
 
 def fsck(path: Path, *flags: str) -> int:
-    return int(main([f"--data-dir={path}", f"--temp-dir={path.parent}", *flags], {}))
+    return int(main([f"--data-dir={path}", f"--temp-dir={path.parent}", *flags], {}, check_here))
 
 
 async def fill(store: LmdbStore) -> None:

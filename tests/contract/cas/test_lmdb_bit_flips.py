@@ -12,6 +12,7 @@ from tests.contract.cas.blob_making import content, missing, put, read
 from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
+from lathe_cas.fsck.child import check_here
 from lathe_cas.fsck.command import main
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, UnavailableError
@@ -25,7 +26,7 @@ PROBLEMS, REPAIRED, BROKEN = 1, 3, 4
 
 
 def fsck(path: Path, *flags: str) -> int:
-    return int(main([f"--data-dir={path}", f"--temp-dir={path.parent}", *flags], {}))
+    return int(main([f"--data-dir={path}", f"--temp-dir={path.parent}", *flags], {}, check_here))
 
 
 async def written(path: Path) -> LmdbStore:

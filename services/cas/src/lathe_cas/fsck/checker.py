@@ -103,7 +103,8 @@ def _check_pages(path: Path, findings: Findings, progress: Progress) -> None:
     with progress.ticking("pages of the file"):
         try:
             problems = lmdb.verify.verify(str(path))  # type: ignore[no-untyped-call]
-        except lmdb.verify.VerifyError as error:
+        except (lmdb.verify.VerifyError, OSError) as error:
+            # The file could be opened, so what cannot be read is a part of the disk.
             problems = [str(error)]
     for problem in problems:
         findings.add(Problem.PAGES, problem)

@@ -21,12 +21,15 @@ class ExitCode(enum.IntEnum):
     REPAIRED = 3
     """Something was bad; it was dropped, and the store is clean now."""
     BROKEN = 4
-    """The file's own pages are damaged. No repair mends that."""
+    """The file's own pages are damaged. No repair mends that; what is whole can be salvaged."""
+    CRASHED = 5
+    """LMDB ended the process of the check, which only damaged pages have it do."""
 
 
 class Problem(enum.Enum):
     """What is bad, in the words of the summary."""
 
+    CRASH = "damage that ended the check"
     PAGES = "damage to the file's own pages"
     CHUNK_DAMAGED = "chunks that do not match their checksum"
     CHUNKS_WRONG = "chunks that are missing, too many or of the wrong length"
@@ -81,6 +84,8 @@ class Findings:
 
     def exit_code(self) -> ExitCode:
         """Return the exit code that says what was found and done."""
+        if self.problems[Problem.CRASH]:
+            return ExitCode.CRASHED
         if self.problems[Problem.PAGES]:
             return ExitCode.BROKEN
         if not self.problems.total():

@@ -8,6 +8,7 @@ Spec: LMDB 0.9, mdb_env_setup_locks and mdb_env_excl_lock in mdb.c.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import contextmanager
@@ -43,18 +44,37 @@ def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
     Raises:
         StoreInUseError: A process has it open.
     """
-    descriptor = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
-        except (BlockingIOError, PermissionError):
-            raise StoreInUseError(f"{path} is in use: stop lathe-cas first") from None
+    with held_alone(path):
         # LMDB's own locks would meet ours, and POSIX forgets ours when LMDB closes the same file.
         environment = LmdbEnvironment(path, _map_size(path, limit_bytes), create=False, lock=False)
         try:
             yield environment
         finally:
             environment.close()
+
+
+@contextmanager
+def held_alone(path: Path) -> Iterator[None]:
+    """Keep all others from opening a store, without opening it.
+
+    Raises:
+        StoreInUseError: A process has it open.
+        OSError: It cannot be told.
+    """
+    try:
+        descriptor = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # Nobody can have opened it for writing where nothing can be written.
+        yield
+        return
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
+        except (BlockingIOError, PermissionError):
+            raise StoreInUseError(f"{path} is in use: stop lathe-cas first") from None
+        yield
     finally:
         os.close(descriptor)
 

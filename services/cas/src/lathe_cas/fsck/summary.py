@@ -9,13 +9,20 @@ from lathe_cas.fsck.findings import ExitCode, Findings, Note, Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_WHAT_TO_DO = (
+    "Look at the disk and the memory first. Then stop lathe-cas, and copy what is whole into a new store: "
+    "lathe-cas fsck --salvage NEW_DIR. Or move data.mdb and lock.mdb away and start it again; builds fill the cache"
+)
 _CONCLUSIONS = {
     ExitCode.CLEAN: "the store is clean",
     ExitCode.PROBLEMS: "problems were found, and nothing was changed; --repair drops what is bad",
     ExitCode.REPAIRED: "problems were found, and what was bad was dropped; clients upload it again",
     ExitCode.BROKEN: (
-        "the file's own pages are damaged, which no repair mends, and the rest was not checked: stop lathe-cas, move "
-        "data.mdb and lock.mdb away, start it again; builds fill the cache again. Look at the disk and the memory first"
+        f"the file's own pages are damaged, which no repair mends, and the rest was not checked. {_WHAT_TO_DO}"
+    ),
+    ExitCode.CRASHED: (
+        "LMDB came upon a page that it cannot cope with, and the check ended there; the same page ends the service. "
+        f"No repair mends that. {_WHAT_TO_DO}"
     ),
 }
 

@@ -174,6 +174,11 @@ class LmdbEnvironment:
         """Write what the store counts."""
         txn.put(_TOTALS_KEY, totals.pack(), db=self.meta)
 
+    def take_over_id(self, txn: lmdb.Transaction[bytes], id_: bytes) -> None:
+        """Become the environment with this id, which must be gone: of ``data_dirs`` no two may have the same."""
+        txn.put(_ID_KEY, id_, db=self.meta)
+        self.id = id_
+
     def file_bytes(self) -> int:
         """Return the size of the data file."""
         return (self.path / "data.mdb").stat().st_size
