@@ -27,7 +27,7 @@ from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
 
 CHUNK = 65_520
-CLEAN, PROBLEMS, CANNOT_CHECK, REPAIRED, BROKEN = range(5)
+CLEAN, PROBLEMS, CANNOT_CHECK, REPAIRED, BROKEN, CRASHED = range(6)
 BLOBS = [content(size_bytes, 1) for size_bytes in (1, 100, 2_000, 3_000, CHUNK, CHUNK + 1, 3 * CHUNK)]
 DIGESTS = [Digest.of(data) for data in BLOBS]
 ACTION = Digest.of(b"action")
@@ -418,7 +418,28 @@ def test_a_damaged_page_is_told_from_other_damage_and_not_repaired(
     for flags in ((), ("--repair",)):
         assert fsck(path, *flags) == BROKEN
         assert (path / "data.mdb").read_bytes() == image
-    assert "move data.mdb and lock.mdb away" in capsys.readouterr().out
+    assert "lathe-cas fsck --salvage NEW_DIR" in capsys.readouterr().out
+
+
+def test_a_page_that_ends_the_process_is_a_finding(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (path / "data.mdb").open("r+b") as file:
+        # Where a mapped file ends, SIGBUS begins.
+        file.truncate(8192)
+    assert main([f"--data-dir={path}", f"--temp-dir={path.parent}"], {}) == CRASHED
+    shown = capsys.readouterr().out
+    assert "LMDB ended the process by SIGBUS" in shown
+    assert "lathe-cas fsck --salvage NEW_DIR" in shown
+
+
+def test_the_child_tells_what_it_found_and_what_went_wrong(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"--data-dir={path}", f"--temp-dir={tmp_path}"], {}) == CLEAN
+    assert "unfinished uploads" in capsys.readouterr().out
+    assert main([f"--data-dir={tmp_path}"], {}) == CANNOT_CHECK
+    assert "holds no store" in capsys.readouterr().err
+    assert main([f"--data-dir={path}", f"--temp-dir={tmp_path / 'absent'}"], {}) == CANNOT_CHECK
+    assert "No such file or directory" in capsys.readouterr().err
 
 
 async def test_a_store_in_use_is_checked_and_not_repaired(path: Path) -> None:
