@@ -262,11 +262,12 @@ def lost(base: Base, found: Contents) -> set[bytes]:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_damaged_page_costs_no_more_than_what_was_in_it(tmp_path: Path, base: Base, seed: int) -> None:
     choose = random.Random(seed)
-    trees, count = tree_pages(base.image), len(base.image) // PAGE
+    everywhere, trees = range(len(base.image) // PAGE), tree_pages(base.image)
+    branches = [page for page in trees if base.image[page * PAGE + 10] == 1]
     losses = 0
     for number in range(45):
-        page = choose.choice(trees) if number % 3 else choose.randrange(count)
-        other = choose.randrange(count) * PAGE
+        page = choose.choice((everywhere[2:], trees, branches)[number % 3])
+        other = choose.choice(everywhere) * PAGE
         start = page * PAGE
         bad = damaged_page(choose, base.image[start : start + PAGE], base.image[other : other + PAGE])
         image = base.image[:start] + bad + base.image[start + PAGE :]
@@ -276,6 +277,16 @@ def test_a_damaged_page_costs_no_more_than_what_was_in_it(tmp_path: Path, base: 
         assert code == (NOT_EVERYTHING if gone else code), f"page {page}, case {number}: a loss was not told"
         losses += len(gone)
     assert losses
+
+
+def test_without_a_branch_or_the_list_of_databases_all_is_found_and_nothing_deleted(tmp_path: Path, base: Base) -> None:
+    branches = [page for page in tree_pages(base.image) if base.image[page * PAGE + 10] == 1]
+    lists = [page for page in tree_pages(base.image) if b"garbage" in base.image[page * PAGE : (page + 1) * PAGE]]
+    assert branches
+    assert lists
+    for page in branches + lists:
+        image = base.image[: page * PAGE] + bytes(PAGE) + base.image[(page + 1) * PAGE :]
+        assert salvaged(tmp_path, base, image, str(page)) == (EVERYTHING, base.contents)
 
 
 @pytest.mark.parametrize("gone", [(0,), (1,), (0, 1)])
@@ -366,7 +377,7 @@ async def store_with(path: Path, data: bytes) -> bytes:
     return (path / "data.mdb").read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["branches", "metas"])
+@pytest.mark.parametrize("damage", ["branches", "metas", "metas and leaf"])
 async def test_pages_inside_of_a_blob_are_not_taken_for_the_stores_own(tmp_path: Path, damage: str) -> None:
     # Where a blob comes to lie can be foreseen: here by storing another of its size.
     marker = content(CHUNK)
@@ -375,12 +386,18 @@ async def test_pages_inside_of_a_blob_are_not_taken_for_the_stores_own(tmp_path:
     data = (b"forger".ljust(PAGE - 16, b".") + b"".join(pages))[:CHUNK]
     image = bytearray(await store_with(tmp_path / "store", data))
     assert image[(first + 1) * PAGE :].startswith(pages[0])
-    for page in range(2) if damage == "metas" else [page for page in tree_pages(image) if image[page * PAGE + 10] == 1]:
+    bad = [page for page in tree_pages(image) if image[page * PAGE + 10] == 1] if damage == "branches" else [0, 1]
+    if damage == "metas and leaf":
+        # Then nothing is left that says that these pages are a blob's, but for the first of them.
+        pointer = struct.pack("=Q", first)
+        bad += [page for page in tree_pages(image) if pointer in image[page * PAGE + 16 : (page + 1) * PAGE]]
+        assert len(bad) > 2
+    for page in bad:
         image[page * PAGE : (page + 1) * PAGE] = bytes(PAGE)
     (tmp_path / "store" / "data.mdb").write_bytes(image)
     salvage(tmp_path / "store", tmp_path / "new")
     found = contents(tmp_path / "new")
-    assert len(found.blobs) == 51
+    assert len(found.blobs) == 51 or len(bad) > 2
     assert not found.results
     # Alone, it would have been taken.
     (tmp_path / "store" / "data.mdb").write_bytes(bytes(2 * PAGE) + leaf_page(2, forged_entries()))
