@@ -16,7 +16,7 @@ def main() -> None:
         from lathe_cas.fsck.command import main as fsck
 
         sys.exit(fsck(sys.argv[2:], os.environ))
-    # A damaged page of the store's file can have LMDB end the process. Whoever reads the log then sees that it was LMDB.
+    # A damaged page of the store's file can have LMDB end the process: whoever reads the log then sees that it was.
     faulthandler.enable()
     # A check does without the service, which takes most of a second to import.
     settings = load_settings(CasSettings)

@@ -48,7 +48,7 @@ TREE_BYTES = _TREE.size
 
 
 class Tree(NamedTuple):
-    """Where a B-tree begins, and what it says of itself."""
+    """Where a B-tree begins, and what it says of itself; ``page_bytes`` counts in the tree of free pages alone."""
 
     page_bytes: int
     flags: int
@@ -129,7 +129,7 @@ class Branch(NamedTuple):
 
 
 def parse_meta(page: bytes, number: int) -> Meta | None:
-    """Read a meta page; None if it is none."""
+    """Read a meta page; None if it is none, or one of a file with other pages."""
     page_number, _, flags, _, _ = _HEADER.unpack_from(page)
     position = PAGE_HEADER_BYTES
     magic, version, _, _ = _META_HEAD.unpack_from(page, position)
@@ -137,6 +137,8 @@ def parse_meta(page: bytes, number: int) -> Meta | None:
         return None
     position += _META_HEAD.size
     free = Tree._make(_TREE.unpack_from(page, position))
+    if free.page_bytes != PAGE_BYTES:
+        return None
     main = Tree._make(_TREE.unpack_from(page, position + _TREE.size))
     return Meta(free, main, *_META_TAIL.unpack_from(page, position + 2 * _TREE.size))
 

@@ -51,7 +51,7 @@ class PageFile:
         if not 0 <= place < self.size_bytes:
             return b""
         try:
-            return os.pread(self._descriptor, length, place)
+            return os.pread(self._descriptor, min(length, self.size_bytes - place), place)
         except OSError:
             return b""
 

@@ -95,11 +95,6 @@ class PageMap:
         self._sound: dict[int, bool] = {}
         self._free_nodes: list[Node] = []
 
-    @property
-    def page_bytes(self) -> int | None:
-        """Size of a page as the file has it; None if nothing tells."""
-        return None if self._meta is None else self._meta.free.page_bytes
-
     def reached_leaves(self) -> Iterator[PageOfNodes]:
         """Follow all trees, and give their leaves in the order of the file."""
         if self._meta is None:

@@ -65,10 +65,6 @@ def salvage(options: SalvageOptions, progress: Progress) -> Outcome:
         raise CannotSalvageError(f"{options.target} is not empty: name a new folder, or remove what is in it")
     with held_alone(options.path), PageFile(file_path) as file, ExternalSort(options.temp_dir) as items:
         page_map = PageMap(file, progress)
-        if page_map.page_bytes not in (None, PAGE_BYTES):
-            raise CannotSalvageError(
-                f"{file_path} has pages of {page_map.page_bytes} bytes, where a store has {PAGE_BYTES}"
-            )
         found = _look(page_map, items)
         if found.formats and FORMAT_VERSION not in found.formats:
             raise CannotSalvageError(
@@ -76,7 +72,7 @@ def salvage(options: SalvageOptions, progress: Progress) -> Outcome:
                 f"format {FORMAT_VERSION} only"
             )
         if not found.owners and not found.formats:
-            raise CannotSalvageError(f"nothing in {file_path} is of a store that lathe-cas wrote")
+            raise CannotSalvageError(f"no page of {PAGE_BYTES} bytes in {file_path} is one that lathe-cas wrote")
         return _write(options, file, page_map, found, items, progress)
 
 
