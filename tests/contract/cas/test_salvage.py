@@ -265,7 +265,7 @@ def test_a_damaged_page_costs_no_more_than_what_was_in_it(tmp_path: Path, base: 
     everywhere, trees = range(len(base.image) // PAGE), tree_pages(base.image)
     branches = [page for page in trees if base.image[page * PAGE + 10] == 1]
     losses = 0
-    for number in range(45):
+    for number in range(39):
         page = choose.choice((everywhere[2:], trees, branches)[number % 3])
         other = choose.choice(everywhere) * PAGE
         start = page * PAGE
@@ -284,7 +284,7 @@ def test_without_a_branch_or_the_list_of_databases_all_is_found_and_nothing_dele
     lists = [page for page in tree_pages(base.image) if b"garbage" in base.image[page * PAGE : (page + 1) * PAGE]]
     assert branches
     assert lists
-    for page in branches + lists:
+    for page in random.Random(1).sample(branches, min(len(branches), 16)) + lists[:16]:
         image = base.image[: page * PAGE] + bytes(PAGE) + base.image[(page + 1) * PAGE :]
         assert salvaged(tmp_path, base, image, str(page)) == (EVERYTHING, base.contents)
 
@@ -302,16 +302,21 @@ def test_without_meta_pages_nothing_is_lost(tmp_path: Path, base: Base, gone: tu
 
 
 def test_flipped_bits_of_meta_pages_lose_nothing(tmp_path: Path, base: Base) -> None:
-    for seed in range(25):
-        choose = random.Random(seed)
+    choose = random.Random(1)
+    flips = [(choose.randrange(2), choose.randrange(152), choose.randrange(8)) for _ in range(15)]
+    # The number of the transaction, by which the newer page is told: its lowest bits can have the older one seem newer.
+    flips += [(page, 144 if sys.byteorder == "little" else 151, bit) for page in range(2) for bit in range(3)]
+    for page, place, bit in flips:
         image = bytearray(base.image)
-        image[choose.randrange(2) * PAGE + choose.randrange(160)] ^= 1 << choose.randrange(8)
-        assert not lost(base, salvaged(tmp_path, base, bytes(image), str(seed))[1]), f"seed {seed}"
+        image[page * PAGE + place] ^= 1 << bit
+        code, found = salvaged(tmp_path, base, bytes(image), f"{page} {place} {bit}")
+        assert not lost(base, found), f"page {page}, byte {place}, bit {bit}"
+        assert code == NOT_EVERYTHING or found == base.contents, f"page {page}, byte {place}, bit {bit}"
 
 
 def test_however_much_is_damaged_nothing_wrong_is_saved(tmp_path: Path, base: Base) -> None:
     count = len(base.image) // PAGE
-    for seed in range(25):
+    for seed in range(20):
         choose = random.Random(seed)
         image = bytearray(base.image)
         for _ in range(2 << choose.randrange(8)):

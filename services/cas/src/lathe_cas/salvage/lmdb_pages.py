@@ -137,10 +137,11 @@ def parse_meta(page: bytes, number: int) -> Meta | None:
         return None
     position += _META_HEAD.size
     free = Tree._make(_TREE.unpack_from(page, position))
-    if free.page_bytes != PAGE_BYTES:
-        return None
     main = Tree._make(_TREE.unpack_from(page, position + _TREE.size))
-    return Meta(free, main, *_META_TAIL.unpack_from(page, position + 2 * _TREE.size))
+    meta = Meta(free, main, *_META_TAIL.unpack_from(page, position + 2 * _TREE.size))
+    # Transactions take turns with the two pages.
+    is_one = free.page_bytes == PAGE_BYTES and meta.transaction % META_PAGES == number
+    return meta if is_one else None
 
 
 def parse_branch(page: bytes, number: int) -> Branch | None:
@@ -192,6 +193,11 @@ def free_pages(value: bytes) -> list[int] | None:
     count, *numbers = struct.unpack(f"={len(value) // _PAGE_NUMBER.size}Q", value)
     # LMDB reserves what it may need, so there may be room behind the last one.
     return numbers[:count] if count <= len(numbers) else None
+
+
+def freeing_transaction(node: Node) -> int:
+    """Return by which transaction the pages in an entry of the tree of free pages were freed."""
+    return int.from_bytes(node.key, sys.byteorder)
 
 
 def _pointers(page: bytes, number: int, flag: int) -> tuple[int, ...] | None:

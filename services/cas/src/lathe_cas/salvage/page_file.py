@@ -26,7 +26,6 @@ class PageFile:
     Attributes:
         pages: How many whole pages it has.
         size_bytes: Its size.
-        unreadable_pages: Pages that the disk did not give.
 
     Raises:
         OSError: It cannot be opened.
@@ -36,7 +35,7 @@ class PageFile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size_bytes = os.fstat(self._descriptor).st_size
         self.pages = self.size_bytes // PAGE_BYTES
-        self.unreadable_pages = 0
+        self._unreadable: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -45,6 +44,11 @@ class PageFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+    @property
+    def unreadable_pages(self) -> int:
+        """Pages that the disk did not give, as far as they were read as pages."""
+        return len(self._unreadable)
 
     def read(self, place: int, length: int) -> bytes:
         """Read bytes; fewer than ``length`` where the file ends or the disk gives no more."""
@@ -60,7 +64,7 @@ class PageFile:
         page = self.read(number * PAGE_BYTES, PAGE_BYTES)
         if len(page) == PAGE_BYTES:
             return page
-        self.unreadable_pages += 1
+        self._unreadable.add(number)
         return bytes(PAGE_BYTES)
 
     def run(self, first: int, stop: int) -> Iterator[tuple[int, bytes]]:

@@ -22,6 +22,7 @@ from lathe_cas.salvage.lmdb_pages import (
     Node,
     Tree,
     free_pages,
+    freeing_transaction,
     overflow_pages,
     parse_branch,
     parse_leaf,
@@ -90,10 +91,27 @@ class PageMap:
         metas = [parse_meta(file.page(number), number) for number in range(min(META_PAGES, file.pages))]
         self._states[:META_PAGES] = bytes((_USED,)) * min(META_PAGES, file.pages)
         self._meta = _newest(metas)
-        self.is_newest = _follow_each_other(metas)
+        self.is_newest = _follow_each_other(metas) and self._free_trees_agree(metas)
         self._trees: dict[int, Tree] = {}
         self._sound: dict[int, bool] = {}
         self._free_nodes: list[Node] = []
+
+    def _free_trees_agree(self, metas: list[Meta | None]) -> bool:
+        """Tell whether the newer state has what was freed last; one whose number is damaged only seems newer."""
+        states = sorted((meta.transaction, self._last_freeing(meta.free)) for meta in metas if meta is not None)
+        freed = [last for _, last in states]
+        return freed == sorted(freed) and all(last <= transaction for transaction, last in states)
+
+    def _last_freeing(self, free: Tree) -> int:
+        """Return the last transaction that a tree of free pages has pages of; 0 if it cannot be read."""
+        number = free.root
+        for _ in range(min(free.depth, MAX_DEPTH) - 1):
+            branch = parse_branch(self._file.page(number), number) if number < self._file.pages else None
+            if branch is None or not branch.children:
+                return 0
+            number = branch.children[-1]
+        leaf = parse_leaf(self._file.page(number), number) if number < self._file.pages else None
+        return freeing_transaction(leaf.nodes[-1]) if leaf and leaf.nodes else 0
 
     def reached_leaves(self) -> Iterator[PageOfNodes]:
         """Follow all trees, and give their leaves in the order of the file."""
