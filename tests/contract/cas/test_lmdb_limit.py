@@ -13,7 +13,6 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, 
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import Upload, UploadStatus
 from lathe_cas.stores import lmdb_access_log, lmdb_committer, lmdb_writer
-from lathe_cas.stores.lmdb_upload import LmdbUpload
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
 
@@ -199,13 +198,12 @@ async def test_an_upload_that_was_refused_room_leaves_nothing_when_abandoned(tmp
     with pytest.raises(ResourceExhaustedError):
         await feed_and(upload, data[upload.committed_bytes :], upload.finish)
     upload = await store.blobs.open_upload(upload_name(digest))
-    assert isinstance(upload, LmdbUpload)
-    # One stage, which no later append can hear of: its refusal is there when the upload is abandoned, and not before.
-    await feed(upload, data[:STAGE])
-    await upload._settle_hashing()
-    (stage,) = upload._stages
+    (staged,) = store.blobs.active_uploads.values()
+    # No later append can hear of the second stage: its refusal is there when the upload is abandoned, and not before.
+    await feed(upload, data[: 2 * STAGE])
+    await staged._settle_hashing()
     with pytest.raises(ResourceExhaustedError):
-        await asyncio.shield(stage)
+        await asyncio.shield(staged._stages[-1])
     await upload.abandon()
     assert await store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
     await store.recount()

@@ -21,8 +21,9 @@ from lathe_cas.stores.lmdb_compressed_reads import CompressedReads, StoredAnewEr
 from lathe_cas.stores.lmdb_compressing_upload import LmdbCompressingUpload
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
+from lathe_cas.stores.lmdb_shared_upload import SharedUploads
 from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
-from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload
+from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload, upload_key_of
 from lathe_cas.stores.lmdb_zstd_upload import LmdbZstdUpload
 from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
@@ -73,6 +74,7 @@ class LmdbBlobStore(BlobStore):
         self._loop = asyncio.get_running_loop()
         self._fresh = records.FreshRecords(storage.step(), storage.first_step_leased_on())
         self._compresses = storage.options.compress_stored
+        self._shared_uploads = SharedUploads(storage, self._open_alone, self._upload_record, self._has)
         self._compressed_reads = CompressedReads(storage, self._loop, self._drop_damaged)
 
     @override
@@ -116,6 +118,9 @@ class LmdbBlobStore(BlobStore):
                     missing.append(token)
         self._storage.writer.look_at_touches()
         return missing
+
+    def _has(self, digest: Digest) -> bool:
+        return not self._find_missing([(digest, digest.key, digest.size_bytes)], [])
 
     def _fresh_records(self) -> records.FreshRecords:
         step = self._storage.step()
@@ -401,6 +406,11 @@ class LmdbBlobStore(BlobStore):
             raise ResourceExhaustedError(
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
+        if name.compressor is Compressor.ZSTD:
+            return await self._open_alone(name, restart)
+        return await self._shared_uploads.open(name, restart=restart)
+
+    async def _open_alone(self, name: UploadName, restart: bool) -> LmdbUpload:
         return await begin_upload(self._new_upload(name), restart=restart)
 
     def _new_upload(self, name: UploadName) -> LmdbUpload:
@@ -416,10 +426,8 @@ class LmdbBlobStore(BlobStore):
         return record is not None and record.compression != records.COMPRESSION_NONE
 
     def _upload_record(self, name: UploadName) -> records.UploadRecord | None:
-        digest = name.digest
-        key = records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes, name.compressor)
         with self._environment.read() as txn:
-            value = txn.get(key, db=self._environment.uploads)
+            value = txn.get(upload_key_of(name), db=self._environment.uploads)
         return None if value is None else records.UploadRecord.unpack(value)
 
     @override
@@ -471,6 +479,7 @@ class LmdbBlobStore(BlobStore):
 
     async def aclose(self) -> None:
         """Take the uploads away from streams that still hold them; what is staged stays."""
+        await self._shared_uploads.aclose()
         for upload in list(self.active_uploads.values()):
             await upload.give_up()
 

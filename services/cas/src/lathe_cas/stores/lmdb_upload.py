@@ -72,6 +72,12 @@ async def open_unnamed_lmdb_upload(
     return LmdbUnnamedUpload(upload, expected_hash)
 
 
+def upload_key_of(name: UploadName) -> bytes:
+    """Return the key under which an upload is staged."""
+    digest = name.digest
+    return records.upload_key(name.instance_name, name.upload_id, digest.key, digest.size_bytes, name.compressor)
+
+
 def _secret_name(digest: Digest) -> UploadName:
     """Name an upload as nobody else can."""
     return UploadName("", uuid.uuid4().hex, digest)
@@ -90,9 +96,7 @@ class LmdbUpload(Upload):
         self._storage = storage
         self._active = active
         self._digest = name.digest
-        self._key = records.upload_key(
-            name.instance_name, name.upload_id, name.digest.key, name.digest.size_bytes, name.compressor
-        )
+        self._key = upload_key_of(name)
         self._seed = chunk_seed(name.digest.key)
         self._loop = asyncio.get_running_loop()
         # Random, so that two streams are never taken for one another, not even in two processes or after a restart.
