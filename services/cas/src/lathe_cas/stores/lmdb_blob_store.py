@@ -21,7 +21,7 @@ from lathe_cas.stores.lmdb_compressed_reads import CompressedReads, StoredAnewEr
 from lathe_cas.stores.lmdb_compressing_upload import LmdbCompressingUpload
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
-from lathe_cas.stores.lmdb_shared_upload import SharedUploads
+from lathe_cas.stores.lmdb_shared_upload import SHARED_FROM_BYTES, SharedUploads
 from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
 from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload, upload_key_of
 from lathe_cas.stores.lmdb_zstd_upload import LmdbZstdUpload
@@ -74,7 +74,9 @@ class LmdbBlobStore(BlobStore):
         self._loop = asyncio.get_running_loop()
         self._fresh = records.FreshRecords(storage.step(), storage.first_step_leased_on())
         self._compresses = storage.options.compress_stored
-        self._shared_uploads = SharedUploads(storage, self._open_alone, self._upload_record, self._has)
+        self._shared_uploads = SharedUploads(
+            storage, self._open_alone, self._upload_record, self.upload_status, self._has
+        )
         self._compressed_reads = CompressedReads(storage, self._loop, self._drop_damaged)
 
     @override
@@ -120,7 +122,11 @@ class LmdbBlobStore(BlobStore):
         return missing
 
     def _has(self, digest: Digest) -> bool:
-        return not self._find_missing([(digest, digest.key, digest.size_bytes)], [])
+        try:
+            self._record(digest)
+        except BlobNotFoundError:
+            return False
+        return True
 
     def _fresh_records(self) -> records.FreshRecords:
         step = self._storage.step()
@@ -406,7 +412,7 @@ class LmdbBlobStore(BlobStore):
             raise ResourceExhaustedError(
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
-        if name.compressor is Compressor.ZSTD:
+        if name.compressor is Compressor.ZSTD or name.digest.size_bytes < SHARED_FROM_BYTES:
             return await self._open_alone(name, restart)
         return await self._shared_uploads.open(name, restart=restart)
 

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lathe_cas.blob_store import Upload, UploadName
 from lathe_cas.stores.lmdb_operations import DropUpload
-from lathe_cas.stores.lmdb_upload import upload_key_of
+from lathe_cas.stores.lmdb_upload import STAGE_BYTES, upload_key_of
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     AbortedError,
@@ -31,14 +31,18 @@ from lathe_shared.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
+    from lathe_cas.blob_store import UploadStatus
     from lathe_cas.stores.lmdb_records import UploadRecord
     from lathe_cas.stores.lmdb_storage import LmdbStorage
     from lathe_cas.stores.lmdb_upload import LmdbUpload
 
 K = TypeVar("K")
+
+SHARED_FROM_BYTES = STAGE_BYTES
+"""Uploads of smaller blobs are not staged, so there is nothing to share."""
 
 REMEMBERED_SECONDS = 600
 """For how long it is remembered that a shared upload was dropped: far longer than clients wait between two tries, which
@@ -51,13 +55,14 @@ _log = structlog.get_logger(__name__)
 
 
 class SharedUploads:
-    """The uploads of one store that are under way, all but those that clients compressed.
+    """The uploads of one store that are under way, but for small ones and those that clients compressed.
 
     Args:
         storage: Where they are staged.
         open_alone: Makes and begins an upload that only this module uses; ``restart`` forgets what is staged of it.
         record_of: Looks up what is staged of an upload.
-        has: Tells whether a blob is there.
+        status_of: Tells how far an upload is, and has the lease of a blob that is there renewed.
+        has: Tells whether a blob is there, without that counting as its use.
     """
 
     def __init__(
@@ -65,9 +70,11 @@ class SharedUploads:
         storage: LmdbStorage,
         open_alone: Callable[[UploadName, bool], Coroutine[Any, Any, LmdbUpload]],
         record_of: Callable[[UploadName], UploadRecord | None],
+        status_of: Callable[[UploadName], Awaitable[UploadStatus]],
         has: Callable[[Digest], bool],
     ) -> None:
         self.has = has
+        self.status_of = status_of
         self._record_of = record_of
         self._storage = storage
         self._open_alone = open_alone
@@ -89,11 +96,13 @@ class SharedUploads:
         stream = SharedUpload(self, name)
         previous = self._holders.get(name)
         self._holders[name] = stream
+        staged = self._staged.get(name)
         try:
             if previous is not None:
                 await previous.give_up()
-            while stream.holds and not await self._join_or_begin(stream, restart=restart):
-                pass
+            if staged is None or not self._join_stored(stream, staged, restart=restart):
+                while stream.holds and not await self._join_or_begin(stream, restart=restart):
+                    pass
         except BaseException:
             self.release(stream)
             raise
@@ -105,7 +114,7 @@ class SharedUploads:
         staged = self._staged.get(name)
         if staged is not None and staged.ending is not None:
             await staged.ended()
-            return False
+            return self._join_stored(stream, staged, restart=restart)
         if staged is not None:
             stream.join(staged, None, 0 if restart else self.committed_bytes(name))
             return True
@@ -120,6 +129,16 @@ class SharedUploads:
             # It has bytes which only its own name leads to.
             return await self._begin(stream, restart=restart)
         stream.join(frontier, own, 0 if own is None else own.committed_bytes)
+        return True
+
+    def _join_stored(self, stream: SharedUpload, staged: _Frontier, *, restart: bool) -> bool:
+        """Have a stream join what was staged under its name and became a blob while it was opened.
+
+        What its client was told to go on with is in the blob, so it must not be told now that nothing is there.
+        """
+        if restart or not staged.is_stored:
+            return False
+        stream.join(staged, None, staged.position)
         return True
 
     async def _begin(self, stream: SharedUpload, *, restart: bool) -> bool:
@@ -252,7 +271,7 @@ class SharedUpload(Upload):
         finally:
             self._leave(frontier)
         frontier.check(self)
-        if is_over and not self._shared.has(digest):
+        if is_over and not (await self._shared.status_of(self.name)).complete:
             raise AbortedError("another stream brought the blob, and it is gone again; begin the upload again")
         await self._forget_own()
 
@@ -412,7 +431,8 @@ class _Frontier:
     async def ended(self) -> None:
         """Wait until what is ending has ended, however that may be."""
         if self.ending is not None:
-            await asyncio.wait([self.ending])
+            with contextlib.suppress(Exception):  # which whoever ended it is told
+                await asyncio.shield(self.ending)
 
     async def ended_if_failed(self) -> None:
         """Wait until the room of what failed is free, so that nobody is told before."""
