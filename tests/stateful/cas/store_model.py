@@ -58,6 +58,7 @@ class Model:
         uploads: Unfinished uploads.
         sessions: Streams that hold an upload.
         lost: Streams that lost theirs to another one.
+        shared: Blobs that several streams have brought at the same time, since the store was opened.
         fresh: What was used since ``learn``. It stays, in whatever step the store notes that.
     """
 
@@ -68,6 +69,7 @@ class Model:
     uploads: dict[UploadName, ModelUpload] = field(default_factory=dict)
     sessions: dict[UploadName, Session] = field(default_factory=dict)
     lost: list[Session] = field(default_factory=list)
+    shared: set[Digest] = field(default_factory=set)
     fresh: set[Digest | bytes] = field(default_factory=set)
 
     def use(self, digest: Digest, step: int, now: float) -> None:

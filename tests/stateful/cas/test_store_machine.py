@@ -55,7 +55,11 @@ CHUNK_BYTES = 100
 LIMIT_BYTES = 9_000
 BLOBS = dict(blob(size) for size in (1, 99, 100, 101, 250, 330, 800, 1_600, 1_900, 2_200, 2_500))
 DIGESTS = sorted(BLOBS)
-NAMES = [upload_name(Digest.of(blob(size)[1]), upload_id) for size, upload_id in ((330, "u"), (800, "u"), (800, "v"))]
+NAMES = [
+    upload_name(Digest.of(blob(size)[1]), upload_id)
+    for size, upload_ids in ((101, "u"), (330, "uv"), (800, "uvwx"))
+    for upload_id in upload_ids
+]
 LEASE_SECONDS = 450
 """No multiple of a step, so that rounding counts."""
 MAX_AGE_SECONDS = 3_000
@@ -84,6 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch.setattr(lmdb_upload, "INLINE_HASH_BYTES", CHUNK_BYTES)
         self.patch.setattr(lmdb_blob_store, "INLINE_BYTES", 4 * CHUNK_BYTES)
         self.patch.setattr(lmdb_blob_store, "SEGMENT_CHUNKS", 2)
+        self.patch.setattr(lmdb_blob_store, "SHARED_FROM_BYTES", 2 * CHUNK_BYTES)
         self.patch.setattr(lmdb_stored_form, "MIN_COMPRESSED_BYTES", CHUNK_BYTES)
         self.patch.setattr(lmdb_compressed_reads, "_SEGMENT_CHUNKS", 2)
         self.patch.setattr(lmdb_compressing_upload, "_GROUP_CHUNKS", 2)
@@ -352,10 +357,15 @@ class StoreMachine(RuleBasedStateMachine):
         """Begin an upload, go on with one, or take one over from a stream that still holds it."""
         previous = self.model.sessions.pop(name, None)
         known = self.model.uploads.get(name, ModelUpload())
-        upload = self.do(self.store.blobs.open_upload(name, restart=restart))
-        committed_bytes = upload.committed_bytes
         if previous is not None:
             self.model.lost.append(previous)
+        try:
+            upload = self.do(self.store.blobs.open_upload(name, restart=restart))
+        except AbortedError:
+            assert not restart
+            assert name.digest in self.model.shared, "what others lost"
+            return
+        committed_bytes = upload.committed_bytes
         if restart:
             assert committed_bytes == 0
         elif not (committed_bytes == 0 and self.may_have_expired(known.updated_at)):
@@ -366,6 +376,20 @@ class StoreMachine(RuleBasedStateMachine):
         wrong_before = committed_bytes > 0 and known.may_be_wrong
         session = Session(name, upload, data, committed_bytes, int(self.now), wrong_before)
         self.model.sessions[name] = session
+        if len(self.sessions_of(name.digest)) > 1:
+            self.model.shared.add(name.digest)
+
+    def sessions_of(self, digest: Digest) -> list[Session]:
+        return [session for session in self.model.sessions.values() if session.name.digest == digest]
+
+    @rule(name=st.sampled_from(NAMES))
+    def ask_and_resume(self, name: UploadName) -> None:
+        """Who is told how much is there can go on from there, whatever others do with the same blob."""
+        status = self.do(self.store.blobs.upload_status(name))
+        self.use(name.digest)
+        if not status.complete and status.committed_bytes:
+            self.open_upload(name, restart=False, is_wrong=False)
+            assert self.model.sessions[name].upload.committed_bytes >= status.committed_bytes
 
     @precondition(lambda self: any(known.high_bytes for known in self.model.uploads.values()))
     @rule(data=st.data())
@@ -394,12 +418,20 @@ class StoreMachine(RuleBasedStateMachine):
             self.failed(session, error)
             return
         session.sent_bytes += len(piece)
-        known = self.model.uploads.setdefault(session.name, ModelUpload())
-        # Some of it may be durable by now, all of it if the store liked; none of it if it was begun anew.
-        known.low_bytes = 0
-        known.high_bytes = max(known.high_bytes, session.sent_bytes)
-        known.updated_at = max(known.updated_at, int(self.now))
-        known.may_be_wrong |= session.data != BLOBS[session.name.digest] or session.may_be_wrong
+        is_wrong = session.data != BLOBS[session.name.digest] or session.may_be_wrong
+        # What is shared is staged under the name of one of those who share it, who may have left.
+        is_shared = session.name.digest in self.model.shared
+        names = [name for name in NAMES if name.digest == session.name.digest] if is_shared else [session.name]
+        for name in names:
+            known = self.model.uploads.setdefault(name, ModelUpload())
+            # Some of it may be durable by now, all of it if the store liked; none of it if it was begun anew.
+            known.low_bytes = 0
+            known.high_bytes = max(known.high_bytes, session.sent_bytes)
+            known.updated_at = max(known.updated_at, int(self.now))
+            known.may_be_wrong |= is_wrong
+        if is_shared:
+            for other in self.sessions_of(session.name.digest):
+                other.may_be_wrong |= is_wrong
 
     @precondition(lambda self: self.model.sessions)
     @rule(data=st.data(), how=st.sampled_from(["finish", "finish", "suspend", "soon", "abandon"]))
@@ -416,6 +448,7 @@ class StoreMachine(RuleBasedStateMachine):
     def finish(self, session: Session) -> None:
         whole = BLOBS[session.name.digest]
         is_right = session.data[: session.sent_bytes] == whole
+        is_shared = session.name.digest in self.model.shared
         try:
             self.do(session.upload.finish())
         except DigestMismatchError:
@@ -424,7 +457,8 @@ class StoreMachine(RuleBasedStateMachine):
         except LatheError as error:
             self.failed(session, error)
         else:
-            assert is_right, "a blob that is not whole"
+            # A lie that others were ahead of is not noticed; what they brought is the blob.
+            assert is_right or (is_shared and session.sent_bytes == len(whole)), "a blob that is not whole"
             self.model.use(session.name.digest, self.step, self.now)
             self.ended(session, 0)
 
@@ -435,9 +469,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def in_the_background() -> int:
             session.upload.suspend_soon([piece], len(piece))
-            await asyncio.sleep(0)
-            while session.upload in self.store.blobs.active_uploads.values():
-                await self.store.settle()
+            await asyncio.wait([cast("Any", session.upload)._ending])
             return -1
 
         try:
@@ -445,15 +477,17 @@ class StoreMachine(RuleBasedStateMachine):
         except LatheError as error:
             self.failed(session, error)
             return
-        if in_background:
+        if in_background or session.name.digest in self.model.shared:
             self.ended(session, session.sent_bytes, at_least=0)
         else:
             assert kept_bytes == session.sent_bytes
             self.ended(session, kept_bytes)
 
     def failed(self, session: Session, error: LatheError) -> None:
-        """A stream that failed: no room, or its upload was cleared away."""
-        if isinstance(error, AbortedError):
+        """A stream that failed: no room, its upload was cleared away, or others have spoilt or lost what it shared."""
+        if session.name.digest in self.model.shared:
+            assert isinstance(error, AbortedError | ResourceExhaustedError)
+        elif isinstance(error, AbortedError):
             assert self.may_have_expired(session.opened_at)
         else:
             assert isinstance(error, ResourceExhaustedError)
@@ -466,6 +500,8 @@ class StoreMachine(RuleBasedStateMachine):
         del self.model.sessions[session.name]
         low_bytes = kept_bytes if at_least is None else at_least
         is_wrong = session.may_be_wrong or session.data != BLOBS[session.name.digest]
+        if session.name.digest in self.model.shared:
+            low_bytes, kept_bytes = 0, session.name.digest.size_bytes
         self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, int(self.now), is_wrong)
 
     @precondition(lambda self: self.model.lost)
@@ -526,6 +562,7 @@ class StoreMachine(RuleBasedStateMachine):
         for session in list(self.model.sessions.values()):
             self.model.lost.append(session)
         self.model.sessions.clear()
+        self.model.shared.clear()
 
     def step_of_log(self) -> int:
         environment = self.store.storage.environment
