@@ -140,7 +140,8 @@ async def test_without_a_lease_old_data_makes_room(tmp_path: Path) -> None:
 
 async def test_a_blob_that_fifty_bring_at_once_is_stored_once(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000
-    async with serving(tmp_path, max_size_bytes=1 << 28) as client:
+    # Room for two of them: were each staged for itself, most would be refused.
+    async with serving(tmp_path, max_size_bytes=6 << 20) as client:
         others_have_begun = asyncio.Event()
         begun = 0
 
@@ -153,7 +154,7 @@ async def test_a_blob_that_fifty_bring_at_once_is_stored_once(tmp_path: Path) ->
         async def other() -> AsyncIterator[bytes]:
             nonlocal begun
             requests = write_requests(data)
-            for _ in range(3):
+            for _ in range(12):
                 yield next(requests)
             begun += 1
             if begun == CLIENTS - 1:
@@ -170,7 +171,7 @@ async def test_a_blob_that_fifty_bring_at_once_is_stored_once(tmp_path: Path) ->
         assert await asyncio.gather(*writes) == [len(data)] * (CLIENTS - 1)
         since_start = (await client.status())["since_start"]
         assert since_start["written_blobs"] == 1
-        assert since_start["received_bytes"] < CLIENTS * len(data) / 2, "most had their answer early"
+        assert since_start["received_bytes"] < CLIENTS * len(data) * 2 / 3, "most had their answer early"
         # One that comes when all is over has its answer after its first message.
         assert await client.write(write_requests(data)) == len(data)
         assert await client.batch(*[b"the same"] * 10) == [(0, "")] * 10
