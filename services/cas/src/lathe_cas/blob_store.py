@@ -76,6 +76,8 @@ class StoreStatus:
 class Upload(ABC):
     """An upload in progress, held by one stream.
 
+    A store may let streams that bring the same blob share what they bring, whatever their uploads' names.
+
     Exactly one of ``finish``, ``suspend`` and ``abandon`` ends it. Its methods are called one after the other. The
     bytes are those on their way: with a compressor in the upload's name they are what the blob is decoded from. Such an
     upload can only begin anew; suspending it keeps nothing.
@@ -98,7 +100,7 @@ class Upload(ABC):
 
         Raises:
             InvalidArgumentError: What was appended before cannot be decoded, or is more than the blob.
-            AbortedError: Another stream has taken this upload over.
+            AbortedError: Another stream has taken this upload over, or others that share in it have spoilt it.
             ResourceExhaustedError: No room is left.
         """
 
@@ -108,7 +110,8 @@ class Upload(ABC):
 
         Raises:
             InvalidArgumentError: The bytes are not the blob, or cannot be decoded; nothing of them is kept.
-            AbortedError: Another stream has taken this upload over.
+            AbortedError: Another stream has taken this upload over; or the bytes are not the blob, and nothing of them
+                is kept, but not all of them came from here.
             ResourceExhaustedError: No room is left.
         """
 
@@ -117,10 +120,10 @@ class Upload(ABC):
         """Take in the last bytes and keep what has arrived for a later stream, durably.
 
         Returns:
-            How many bytes are kept.
+            How many bytes are kept under the upload's name. What others share in may be kept under another.
 
         Raises:
-            AbortedError: Another stream has taken this upload over.
+            AbortedError: Another stream has taken this upload over, or others that share in it have spoilt it.
             ResourceExhaustedError: No room is left.
         """
 
@@ -130,7 +133,7 @@ class Upload(ABC):
 
     @abstractmethod
     async def abandon(self) -> None:
-        """Forget what has arrived, unless another stream has taken it over."""
+        """Forget what has arrived, unless another stream has taken it over or shares in it."""
 
 
 class UnnamedUpload(ABC):
@@ -308,6 +311,7 @@ class BlobStore(ABC):
             restart: Whether to forget what has arrived so far.
 
         Raises:
+            AbortedError: What had arrived was lost with what others had brought; ``restart`` helps.
             ResourceExhaustedError: The blob is larger than the store's limit.
         """
 

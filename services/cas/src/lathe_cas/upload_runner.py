@@ -40,7 +40,7 @@ async def run_upload(
 
     Raises:
         InvalidArgumentError: The stream breaks the protocol, or its bytes are not the blob.
-        AbortedError: Another stream has taken this upload over.
+        AbortedError: Another stream has taken this upload over, or others that brought the same blob have spoilt it.
         ResourceExhaustedError: No room is left.
 
     Cancellation: What has arrived is kept in the background, so that the client can resume.
