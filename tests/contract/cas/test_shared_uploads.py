@@ -437,6 +437,15 @@ async def test_one_that_begins_again_and_joins_others_forgets_what_it_had(store:
     assert store.blobs.status().staged_bytes == 0
 
 
+async def test_who_begins_again_is_told_so_at_once(store: LmdbStore) -> None:
+    (upload,) = await begin(store, X)
+    await feed(upload, DATA[:STAGE])
+    await upload.suspend()
+    (upload,) = await begin(store, X)
+    assert await store.blobs.upload_status(X) == UploadStatus(0, False)
+    await feed_and_finish(upload, DATA)
+
+
 async def test_one_that_resumes_ahead_of_the_others_goes_on_alone(store: LmdbStore) -> None:
     (ahead,) = await begin(store, Y)
     await feed(ahead, DATA[: 2 * STAGE])

@@ -413,10 +413,10 @@ class LmdbBlobStore(BlobStore):
                 f"blob {name.digest} does not fit into a store of {limit_bytes} bytes (setting max_size_bytes)"
             )
         if name.compressor is Compressor.ZSTD or name.digest.size_bytes < SHARED_FROM_BYTES:
-            return await self._open_alone(name, restart)
+            return await self._open_alone(name, restart=restart)
         return await self._shared_uploads.open(name, restart=restart)
 
-    async def _open_alone(self, name: UploadName, restart: bool) -> LmdbUpload:
+    async def _open_alone(self, name: UploadName, *, restart: bool = False) -> LmdbUpload:
         return await begin_upload(self._new_upload(name), restart=restart)
 
     def _new_upload(self, name: UploadName) -> LmdbUpload:

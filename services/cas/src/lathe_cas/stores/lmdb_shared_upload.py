@@ -59,7 +59,7 @@ class SharedUploads:
 
     Args:
         storage: Where they are staged.
-        open_alone: Makes and begins an upload that only this module uses; ``restart`` forgets what is staged of it.
+        open_alone: Begins an upload that only this module uses, or goes on with what is staged of it.
         record_of: Looks up what is staged of an upload.
         status_of: Tells how far an upload is, and has the lease of a blob that is there renewed.
         has: Tells whether a blob is there, without that counting as its use.
@@ -68,7 +68,7 @@ class SharedUploads:
     def __init__(
         self,
         storage: LmdbStorage,
-        open_alone: Callable[[UploadName, bool], Coroutine[Any, Any, LmdbUpload]],
+        open_alone: Callable[[UploadName], Awaitable[LmdbUpload]],
         record_of: Callable[[UploadName], UploadRecord | None],
         status_of: Callable[[UploadName], Awaitable[UploadStatus]],
         has: Callable[[Digest], bool],
@@ -118,17 +118,19 @@ class SharedUploads:
         if staged is not None:
             stream.join(staged, None, 0 if restart else self.committed_bytes(name))
             return True
-        frontier = None if name.digest in self._spoilt else self._shared.get(name.digest)
-        if frontier is None:
-            return await self._begin(stream, restart=restart)
         own = self._record_of(name)
         if own is not None and restart:
+            # Now, and not when there is something to take its place: whoever asks meanwhile is told the truth.
             await self.forget(name, own)
             return False
-        if own is not None and own.committed_bytes > frontier.position:
-            # It has bytes which only its own name leads to.
-            return await self._begin(stream, restart=restart)
-        stream.join(frontier, own, 0 if own is None else own.committed_bytes)
+        frontier = None if name.digest in self._spoilt else self._shared.get(name.digest)
+        committed_bytes = 0 if own is None else own.committed_bytes
+        # One that is longer than what is shared has bytes which only its own name leads to.
+        if frontier is None or committed_bytes > frontier.position:
+            if own is None and not restart and name.digest in self._dropped:
+                raise AbortedError("what had arrived of this upload was dropped with that of others; begin it again")
+            return await self._begin(stream)
+        stream.join(frontier, own, committed_bytes)
         return True
 
     def _join_stored(self, stream: SharedUpload, staged: _Frontier, *, restart: bool) -> bool:
@@ -141,11 +143,9 @@ class SharedUploads:
         stream.join(staged, None, staged.position)
         return True
 
-    async def _begin(self, stream: SharedUpload, *, restart: bool) -> bool:
+    async def _begin(self, stream: SharedUpload) -> bool:
         name = stream.name
-        if not restart and name.digest in self._dropped and self._record_of(name) is None:
-            raise AbortedError("what had arrived of this upload was dropped with that of others; begin it again")
-        upload = await self._open_alone(name, restart)
+        upload = await self._open_alone(name)
         if not stream.holds:
             with contextlib.suppress(LatheError):
                 await upload.suspend()
