@@ -66,15 +66,20 @@ class ReapiClient:
 
     def upload(self, *blobs: bytes) -> list[Any]:
         """Write small blobs in one batch and return their Digests."""
+        statuses = self.try_to_upload(*blobs)
+        assert [status.code for status in statuses] == [0] * len(blobs), statuses
+        return [digest_of(blob) for blob in blobs]
+
+    def try_to_upload(self, *blobs: bytes) -> list[Any]:
+        """Write small blobs in one batch and return the status of each."""
         request = self._request("BatchUpdateBlobsRequest")
-        digests = [digest_of(blob) for blob in blobs]
-        for digest, blob in zip(digests, blobs, strict=True):
-            request.requests.add(digest=digest, data=blob)
+        for blob in blobs:
+            request.requests.add(digest=digest_of(blob), data=blob)
         answer = self._unary(self._cas, f"{_REAPI}.ContentAddressableStorage/BatchUpdateBlobs", "BatchUpdateBlobs")(
             request
         )
-        assert [response.status.code for response in answer.responses] == [0] * len(blobs), answer
-        return digests
+        assert [response.digest for response in answer.responses] == [digest_of(blob) for blob in blobs]
+        return [response.status for response in answer.responses]
 
     def missing(self, *digests: Any) -> list[Any]:
         """Ask which of these are not there."""

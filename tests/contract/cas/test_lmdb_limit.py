@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
@@ -12,7 +14,11 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, 
 
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import Upload, UploadStatus
-from lathe_cas.stores import lmdb_access_log, lmdb_committer, lmdb_writer
+from lathe_cas.soon import settled
+from lathe_cas.stores import lmdb_access_log, lmdb_batch, lmdb_committer, lmdb_writer
+from lathe_cas.stores.lmdb_committer import Outcome
+from lathe_cas.stores.lmdb_operations import Operation, PutBlob, RenewLeases, StageUpload
+from lathe_cas.stores.lmdb_upload import LmdbUpload
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
 
@@ -295,6 +301,90 @@ async def test_all_who_wait_for_room_in_the_queue_get_it(store: LmdbStore, monke
     for _ in range(3):
         await asyncio.sleep(0)
     assert [task.done() for task in waiting] == [True] * 5
+
+
+@pytest.fixture
+async def full_of_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LmdbStore]:
+    """Make a store that is full of small blobs, and lets seven of them go in a transaction for large writes."""
+    monkeypatch.setattr(lmdb_batch, "MAX_EVICTED_FOR_ROOM", 7)
+    monkeypatch.setattr(lmdb_batch, "LARGE_WRITE_BYTES", 4_000)
+    store = LmdbStore(tmp_path / "small", 3 * STAGE, lease_seconds=3_000)
+    store.set_policy(high_ratio=1.0, low_ratio=0.99)
+    await store.open()
+    await put(store.blobs, *(content(400, seed) for seed in range(5_000)))
+    store.now += 3_000 + 3 * STEP_SECONDS
+    yield store
+    await store.recount()
+    await store.close()
+
+
+async def test_uploads_that_wait_for_room_get_it_and_keep_nobody_waiting(
+    full_of_small_ones: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = full_of_small_ones
+    times_put_off: Counter[type[Operation[Any]]] = Counter()
+    commit = store.storage.committer.commit
+
+    def counting(operations: Sequence[Operation[Any]]) -> list[Outcome]:
+        outcomes = commit(operations)
+        times_put_off.update(
+            type(operation) for operation, outcome in zip(operations, outcomes, strict=True) if outcome.is_put_off
+        )
+        return outcomes
+
+    monkeypatch.setattr(store.storage.committer, "commit", counting)
+
+    async def upload(seed: int) -> Digest:
+        digest, data = blob(STAGE + 100_000, seed)
+        upload = await store.blobs.open_upload(upload_name(digest))
+        await feed(upload, data)
+        await upload.finish()
+        return digest
+
+    uploads = [asyncio.create_task(upload(seed)) for seed in range(2)]
+    used = [Digest.of(content(400, seed)) for seed in range(4_000, 5_000)]
+    done_beside = 0
+    while not all(task.done() for task in uploads):
+        await put(store.blobs, content(50, done_beside))
+        if done_beside < len(used):
+            digest = used[done_beside]
+            assert await settled(store.blobs.find_missing([(digest, digest.key, digest.size_bytes)])) == []
+        done_beside += 1
+    assert done_beside > 20
+    assert times_put_off[StageUpload] > 100
+    assert not times_put_off[PutBlob]
+    assert not times_put_off[RenewLeases]
+    assert missing(store.blobs, *[task.result() for task in uploads]) == []
+    assert kept_bytes(store) <= 3 * STAGE
+    assert store.blobs.status().counters["refused_writes"] == 0
+
+
+async def test_what_waits_for_room_does_not_fill_the_transactions(
+    full_of_small_ones: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More waits for room than fits a transaction, and a stage that comes later must not overtake those before it."""
+    store = full_of_small_ones
+    monkeypatch.setattr(lmdb_writer, "MAX_BATCH_BYTES", STAGE)
+    digest, data = blob(2 * STAGE + STAGE // 2)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    for start in range(0, len(data), STAGE):
+        await feed(upload, data[start : start + STAGE])
+    finishing = asyncio.create_task(upload.finish())
+    for seed in range(5):
+        await put(store.blobs, content(50, seed))
+    assert not finishing.done(), "there was more to do than operations that the small ones could have waited for"
+    await finishing
+    assert await read(store.blobs, digest) == data
+
+
+async def test_a_store_is_closed_when_what_waits_for_room_is_done(full_of_small_ones: LmdbStore) -> None:
+    store = full_of_small_ones
+    digest, data = blob(100_000, 1)
+    putting = asyncio.create_task(store.blobs.put_many([(digest, memoryview(data))]))
+    await asyncio.sleep(0)
+    await store.reopen()
+    assert await putting == [None]
+    assert await read(store.blobs, digest) == data
 
 
 async def test_a_store_that_is_closed_refuses_with_a_clear_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +90,15 @@ def fits(call: Callable[[], object]) -> bool:
     return True
 
 
+def all_fit(statuses: list[Any]) -> bool:
+    """Tell whether all blobs of a batch were stored; those that were not were refused for want of room."""
+    for status in statuses:
+        if status.code:
+            assert status.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+            assert "the disk is full" in status.message
+    return not any(status.code for status in statuses)
+
+
 def action_result(exit_code: int, blob: bytes) -> Any:
     result = reapi_message("ActionResult", exit_code=exit_code)
     result.output_files.add(path="out", digest=digest_of(blob))
@@ -107,7 +117,7 @@ def test_a_full_disk_refuses_what_does_not_fit_and_loses_nothing(disk: SmallDisk
         for size_bytes in (1 << 18, 3_000):
             for seed in range(MANY):
                 data = content(size_bytes, seed)
-                if not fits(lambda data=data: client.upload(data)):  # type: ignore[misc]
+                if not all_fit(client.try_to_upload(data)):
                     break
                 kept.append(data)
         for number in range(MANY):
@@ -143,4 +153,23 @@ def test_a_full_disk_refuses_what_does_not_fit_and_loses_nothing(disk: SmallDisk
         check_kept()
         assert client.action_result(later) == action_result(2, refused)
         assert fsck([f"--data-dir={disk.seen_from_here / 'cas'}"], {}) == 0
+    assert disk.process.stop() == 0
+
+
+def test_of_a_batch_only_what_the_disk_has_no_room_for_is_refused(disk: SmallDisk) -> None:
+    with ReapiClient(disk.port, disk.port) as client:
+        seed = 0
+        while all_fit(client.try_to_upload(content(1 << 20, seed))):
+            seed += 1
+        ballast = disk.seen_from_here / "ballast"
+        os.truncate(ballast, BALLAST_BYTES - (512 << 10))
+        small = [content(1_000, seed) for seed in range(20)]
+        large = [content(3 << 19, seed) for seed in range(2)]
+        batch = [*small[:5], large[0], *small[5:15], large[1], *small[15:]]
+        statuses = client.try_to_upload(*batch)
+        assert [all_fit([status]) for status in statuses] == [blob in small for blob in batch]
+        assert client.missing(*map(digest_of, batch)) == [digest_of(blob) for blob in large]
+        ballast.unlink()
+        assert all_fit(client.try_to_upload(*batch))
+        assert client.missing(*map(digest_of, batch)) == []
     assert disk.process.stop() == 0

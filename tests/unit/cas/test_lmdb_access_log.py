@@ -55,10 +55,10 @@ class Log:
                 assert batch.touch(KIND_BLOB, key)
             batch.finish()
 
-    def evict(self, wanted_bytes: int, max_entries: int | None = None) -> int:
+    def evict(self, wanted_bytes: int, max_evicted: int = 1_000) -> int:
         with self.environment.env.begin(write=True) as txn:
             batch = self.batch(txn)
-            freed = lmdb_eviction.evict(batch, wanted_bytes, max_entries)
+            freed = lmdb_eviction.evict(batch, wanted_bytes, lmdb_eviction.EvictionEffort(max_evicted))
             batch.finish()
         return freed
 
@@ -165,8 +165,27 @@ def test_eviction_may_be_bounded(environment: LmdbEnvironment) -> None:
     log = Log(environment)
     for seed in range(10):
         log.put(seed)
-    assert log.evict(10**9, max_entries=4) == 4 * 322
+    assert log.evict(10**9, max_evicted=4) == 4 * 322
     assert len(log.left()) == 6
+
+
+def test_a_bounded_eviction_ends_within_a_group(environment: LmdbEnvironment) -> None:
+    log = Log(environment)
+    keys = log.put(*range(10))
+    assert log.evict(10**9, max_evicted=4) == 4 * 322
+    assert log.left() == set(keys[4:])
+    assert log.entries() == 6
+
+
+def test_stale_entries_cost_a_bounded_eviction_less(environment: LmdbEnvironment) -> None:
+    log = Log(environment)
+    keys = log.put(*range(40))
+    log.step += 1
+    log.touch(*keys[:36])
+    assert log.evict(10**9, max_evicted=2) == 0
+    assert log.entries() == 40 + 36 - 32
+    assert log.evict(10**9, max_evicted=2) == 2 * 322
+    assert log.left() == {*keys[:36], *keys[38:]}
 
 
 def test_the_sweep_drops_stale_entries_only(environment: LmdbEnvironment) -> None:

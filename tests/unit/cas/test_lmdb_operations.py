@@ -26,7 +26,7 @@ from lathe_cas.stores.lmdb_operations import (
     Operation,
     PublishUpload,
     PutActionResult,
-    PutBlobs,
+    PutBlob,
     RemoveBlobs,
     StageUpload,
 )
@@ -172,7 +172,7 @@ def test_room_is_made_by_freeing_garbage_too(environment: LmdbEnvironment) -> No
 
 def test_only_the_damaged_bytes_are_dropped_not_what_was_written_anew(environment: LmdbEnvironment) -> None:
     committer = Sessions(environment).committer
-    put: Operation[Any] = PutBlobs([NewBlob(KEY, len(DATA), cut(DATA, SEED))])
+    put: Operation[Any] = PutBlob(NewBlob(KEY, len(DATA), cut(DATA, SEED)))
     put_result: Operation[Any] = PutActionResult(b"result", 6, cut(b"result", RESULT_SEED), [], 0)
     committer.commit([put, put_result])
     damaged_ids = storage_ids(environment)

@@ -227,6 +227,9 @@ class BlobStore(ABC):
 
         Returns:
             For each blob None, or why it was not stored: DigestMismatchError, ResourceExhaustedError.
+
+        Raises:
+            UnavailableError: The store cannot be written.
         """
 
     async def put_many_zstd(self, blobs: Sequence[tuple[Digest, memoryview]]) -> list[LatheError | None]:
@@ -234,6 +237,9 @@ class BlobStore(ABC):
 
         Returns:
             For each blob None, or why it was not stored: InvalidArgumentError, ResourceExhaustedError.
+
+        Raises:
+            UnavailableError: The store cannot be written.
         """
         outcomes: list[LatheError | None] = [None] * len(blobs)
         decoded: list[tuple[int, Digest, memoryview]] = []

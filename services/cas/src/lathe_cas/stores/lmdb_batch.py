@@ -7,13 +7,13 @@ All of it runs in the writer's thread, inside one transaction that commits or va
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
 from lathe_cas.stores.lmdb_chunks import delete_chunks, length_of, put_chunks
-from lathe_cas.stores.lmdb_eviction import evict
+from lathe_cas.stores.lmdb_eviction import EvictionEffort, evict
 from lathe_shared.errors import ResourceExhaustedError
 
 if TYPE_CHECKING:
@@ -29,7 +29,31 @@ if TYPE_CHECKING:
 FREE_AT_ONCE_CHUNKS = 64
 """Blobs of up to this many chunks (4 MiB) are freed where they are dropped; larger ones step by step."""
 
+LARGE_WRITE_BYTES = 256 << 10
+"""What needs more room than this is large. For small things, action results and most blobs, room is made apart, so that
+they never wait for the room of large ones."""
+
+MAX_EVICTED_FOR_ROOM = 1024
+"""How many things go in one transaction to make room for large writes, and how many for small ones: some 25 ms each
+time. As many as make room for the largest small write if each is no larger than what it costs in the index."""
+
 _INDEX = records.INDEX_OVERHEAD_BYTES
+
+
+class RoomNotYetError(Exception):
+    """Room is being made, and more of it than one transaction has time for: the operation is to be put off."""
+
+
+class WaitingWrite(NamedTuple):
+    """A large write that was put off.
+
+    Attributes:
+        disk_bytes: The room that it needs, which no other write takes.
+        freed_bytes: What was evicted for it so far.
+    """
+
+    disk_bytes: int
+    freed_bytes: int
 
 
 @dataclass(slots=True)
@@ -82,6 +106,10 @@ class WriteBatch:
         txn: A write transaction of it.
         step: The current touch step.
         policy: The size limit.
+        waiting: The large write that an earlier transaction put off, and that comes before other large ones in this.
+
+    Attributes:
+        waiting: The large write that this transaction puts off, as ``waiting`` for the next one.
     """
 
     def __init__(
@@ -90,6 +118,7 @@ class WriteBatch:
         txn: lmdb.Transaction[bytes],
         step: int,
         policy: EvictionPolicy,
+        waiting: WaitingWrite | None = None,
     ) -> None:
         self.environment = environment
         self.txn = txn
@@ -102,6 +131,16 @@ class WriteBatch:
         """Counts changes by operations, so that one which fails after its first change is noticed."""
         self._step_bytes = records.STEP.pack(step)
         self._log_entries: dict[int, list[bytes]] = {KIND_ACTION_RESULT: [], KIND_BLOB: []}
+        self.waiting: WaitingWrite | None = None
+        self._waited = waiting
+        self._small_ones_wait = False
+        self._large_effort = EvictionEffort(MAX_EVICTED_FOR_ROOM)
+        self._small_effort = EvictionEffort(MAX_EVICTED_FOR_ROOM)
+
+    @property
+    def evicted_for_room(self) -> int:
+        """How many evictions the room that was made so far is worth."""
+        return self._large_effort.evicted + self._small_effort.evicted
 
     def finish(self) -> None:
         """Write the access log's new entries and the totals; the last call before the commit."""
@@ -115,7 +154,11 @@ class WriteBatch:
     def reserve(self, disk_bytes: int) -> None:
         """Make room for ``disk_bytes`` more, by eviction if need be. Called before an operation's first change.
 
+        However small what has to go is, it is a bounded piece of work: what is not done then is for the next
+        transaction. What has gone until then stays gone.
+
         Raises:
+            RoomNotYetError: That is the case, or an operation before this one waits for room.
             ResourceExhaustedError: Not even eviction makes enough room.
         """
         limit_bytes = self.policy.limit_bytes
@@ -125,14 +168,7 @@ class WriteBatch:
                 f"max_size_bytes), unfinished uploads hold {self.totals.staged_bytes}"
             )
         changes = self.changes
-        # After the limit was lowered background eviction brings the store down to it, and nobody waits for that: until
-        # then each brings no more than it pushes out.
-        excess = min(disk_bytes, self.policy.excess_for(self.totals.kept_bytes, disk_bytes))
-        if excess:
-            excess -= evict(self, excess)
-        if excess > 0:
-            self.flush_log()
-            excess -= evict(self, excess)
+        excess = self._make_large_room(disk_bytes) if disk_bytes > LARGE_WRITE_BYTES else self._make_room(disk_bytes)
         freed = 0
         while (
             self.totals.garbage_bytes
@@ -146,6 +182,53 @@ class WriteBatch:
             self.report.refused_writes += 1
             self.report.refused_bytes += disk_bytes
             raise ResourceExhaustedError(self._nothing_may_go(disk_bytes))
+
+    def _make_room(self, disk_bytes: int) -> int:
+        """Evict for a small write; return the bytes that are lacking though nothing more may go, or nothing."""
+        if self._small_ones_wait:
+            raise RoomNotYetError
+        waiting = self.waiting or self._waited
+        excess = self._evict_excess(disk_bytes, waiting.disk_bytes if waiting else 0, 0, self._small_effort)
+        if excess > 0 and self._small_effort.is_spent:
+            self._small_ones_wait = True
+            raise RoomNotYetError
+        # What can't be kept for a large write, since nothing more may go, is not kept for it.
+        return min(excess, self.policy.excess_for(self.totals.kept_bytes, disk_bytes)) if waiting else excess
+
+    def _make_large_room(self, disk_bytes: int) -> int:
+        """Do the same for a large write: the one that waited longest, and then others, as far as the effort goes."""
+        if self.waiting is not None:
+            raise RoomNotYetError
+        freed_bytes = self._waited.freed_bytes if self._waited else 0
+        self._waited = None
+        kept_bytes = self.totals.kept_bytes
+        excess = self._evict_excess(disk_bytes, 0, freed_bytes, self._large_effort)
+        if excess > 0 and self._large_effort.is_spent:
+            self.waiting = WaitingWrite(disk_bytes, freed_bytes + kept_bytes - self.totals.kept_bytes)
+            raise RoomNotYetError
+        return excess
+
+    def _evict_excess(self, disk_bytes: int, others_bytes: int, freed_bytes: int, effort: EvictionEffort) -> int:
+        """Evict until ``disk_bytes`` fit beside ``others_bytes``; return how many bytes are lacking, if any.
+
+        Args:
+            disk_bytes: What is to fit.
+            others_bytes: Room to be left for other writes.
+            freed_bytes: What was evicted before for the same write.
+            effort: What may be spent.
+        """
+        excess = self.policy.excess_for(self.totals.kept_bytes + others_bytes, disk_bytes)
+        if self.totals.kept_bytes > self.policy.limit_bytes:
+            # After the limit was lowered background eviction brings the store down to it, and nobody waits for that:
+            # until then each brings no more than it pushes out.
+            excess = disk_bytes - freed_bytes
+        excess = min(disk_bytes, excess)
+        if excess > 0:
+            excess -= evict(self, excess, effort)
+        if excess > 0 and not effort.is_spent:
+            self.flush_log()
+            excess -= evict(self, excess, effort)
+        return excess
 
     def _nothing_may_go(self, disk_bytes: int) -> str:
         """Say why there is no room, with the figures that an operator needs."""

@@ -20,7 +20,7 @@ from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, read_chu
 from lathe_cas.stores.lmdb_compressed_reads import CompressedReads, StoredAnewError, StoredCompressedError
 from lathe_cas.stores.lmdb_compressing_upload import LmdbCompressingUpload
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
-from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlobs, PutUpload, RemoveBlobs
+from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlob, PutUpload, RemoveBlobs
 from lathe_cas.stores.lmdb_shared_upload import SHARED_FROM_BYTES, SharedUploads
 from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
 from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload, upload_key_of
@@ -198,12 +198,9 @@ class LmdbBlobStore(BlobStore):
         return _prepare(digest, data, self._storage.encoder if self._compresses else None)
 
     async def _put_prepared(self, prepared: list[NewBlob | LatheError | None]) -> list[LatheError | None]:
-        new = [item for item in prepared if isinstance(item, NewBlob)]
-        if not new:
-            return [item for item in prepared if not isinstance(item, NewBlob)]
-        outcomes = await self._storage.writer.submit(PutBlobs(new))
-        stored = iter(outcomes)
-        return [next(stored) if isinstance(item, NewBlob) else item for item in prepared]
+        new = [PutBlob(item) for item in prepared if isinstance(item, NewBlob)]
+        errors = iter(await self._storage.writer.submit_each(new) if new else [])
+        return [next(errors) if isinstance(item, NewBlob) else item for item in prepared]
 
     @override
     async def read_many(self, digests: Sequence[Digest]) -> list[bytes | None]:

@@ -16,9 +16,9 @@ import lmdb
 import structlog
 
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_batch import BatchReport, WriteBatch
+from lathe_cas.stores.lmdb_batch import BatchReport, RoomNotYetError, WaitingWrite, WriteBatch
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
-from lathe_cas.stores.lmdb_eviction import evict, sweep_log
+from lathe_cas.stores.lmdb_eviction import EvictionEffort, evict, sweep_log
 from lathe_shared.errors import LatheError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lathe_cas.stores.lmdb_environment import LmdbEnvironment
     from lathe_cas.stores.lmdb_operations import Operation
 
-# The upkeep of one batch is cut so that it adds a few milliseconds at most: some two microseconds per touched record,
-# two to five per freed chunk.
+# The upkeep of one batch is cut so that it adds little: some two microseconds per touched record, two to five per freed
+# chunk, twenty for what is evicted.
 MAX_TOUCHES = 2048
 MAX_EVICTED_BYTES = 32 << 20
 MAX_EVICTED_ENTRIES = 1024
@@ -63,10 +63,18 @@ _log = structlog.get_logger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What became of an operation: its result, or the error that kept it from happening."""
+    """What became of an operation: its result, or the error that kept it from happening.
+
+    Or nothing yet: it is put off, to be done in the next transaction before all that came later, because room has to
+    be made for it.
+    """
 
     result: Any
     error: BaseException | None = None
+    is_put_off: bool = False
+
+
+_PUT_OFF = Outcome(None, is_put_off=True)
 
 
 class _OperationFailedError(Exception):
@@ -110,6 +118,7 @@ class LmdbCommitter:
         self._seconds = seconds
         self._upload_max_age_seconds = upload_max_age_seconds
         self._upkeep_failed = False
+        self._waiting: WaitingWrite | None = None
         self._evicting = False
         self._ageing = False
         self._next_age_check = 0.0
@@ -124,7 +133,8 @@ class LmdbCommitter:
         """Apply operations in one transaction, durable when this returns.
 
         An operation that fails fails alone. When the transaction fails as a whole (disk full, map full), it is
-        tried again in halves, so that one which needs too much does not take the others with it.
+        tried again in halves, so that one which needs too much does not take the others with it. One for which room
+        has to be made may be put off: the caller brings it again, with the next ones and before them.
 
         Returns:
             One outcome per operation, in order.
@@ -168,10 +178,10 @@ class LmdbCommitter:
         environment = self._environment
         try:
             with environment.env.begin(write=True) as txn:
-                batch = WriteBatch(environment, txn, touches.step(), self._policy)
+                batch = WriteBatch(environment, txn, touches.step(), self._policy, self._waiting)
                 for kind, key in taken:
                     batch.touch(kind, key)
-                outcomes = [_apply(index, operation, batch) for index, operation in enumerate(operations)]
+                outcomes = _apply_all(operations, batch)
                 if upkeep:
                     try:
                         self._keep_up(batch)
@@ -185,6 +195,7 @@ class LmdbCommitter:
             raise
         self.commits += 1
         self._upkeep_failed &= not upkeep
+        self._waiting = batch.waiting
         self.report.add(batch.report)
         return outcomes
 
@@ -217,9 +228,11 @@ class LmdbCommitter:
         excess = self._policy.excess_in_background(totals.kept_bytes, evicting=self._evicting)
         if excess:
             entries = totals.log_entries
-            freed = evict(batch, min(excess, MAX_EVICTED_BYTES), MAX_EVICTED_ENTRIES)
+            # What was evicted for writes in this batch is part of the same work.
+            for_room = batch.evicted_for_room
+            freed = evict(batch, min(excess, MAX_EVICTED_BYTES), EvictionEffort(MAX_EVICTED_ENTRIES - for_room))
             # No entry less: only what is leased; another batch will see.
-            self._evicting = totals.log_entries < entries and freed < excess
+            self._evicting = (totals.log_entries < entries or for_room > 0) and freed < excess
         else:
             self._evicting = False
         self._evict_what_is_too_old(batch)
@@ -238,7 +251,7 @@ class LmdbCommitter:
         self._next_age_check = self._seconds() + AGE_CHECK_SECONDS
         entries = batch.totals.log_entries
         before_step = self._policy.first_young_step(batch.step)
-        evict(batch, MAX_EVICTED_BYTES, MAX_EVICTED_ENTRIES, before_step)
+        evict(batch, MAX_EVICTED_BYTES, EvictionEffort(MAX_EVICTED_ENTRIES), before_step)
         self._ageing = batch.totals.log_entries < entries
 
     def _sweep(self, batch: WriteBatch) -> None:
@@ -280,10 +293,25 @@ class LmdbCommitter:
             self._environment.env.reader_check()
 
 
+def _apply_all(operations: Sequence[Operation[Any]], batch: WriteBatch) -> list[Outcome]:
+    """Apply operations one after the other; with one that is put off, those that have to come after it are, too."""
+    outcomes: list[Outcome] = []
+    put_off: set[bytes] = set()
+    for index, operation in enumerate(operations):
+        order_key = operation.order_key
+        outcome = _PUT_OFF if order_key in put_off else _apply(index, operation, batch)
+        if outcome.is_put_off and order_key is not None:
+            put_off.add(order_key)
+        outcomes.append(outcome)
+    return outcomes
+
+
 def _apply(index: int, operation: Operation[Any], batch: WriteBatch) -> Outcome:
     changes = batch.changes
     try:
         return Outcome(operation.apply(batch))
+    except RoomNotYetError:
+        return _PUT_OFF
     except lmdb.Error:
         raise
     except LatheError as error:

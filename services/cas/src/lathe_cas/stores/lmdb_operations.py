@@ -15,7 +15,7 @@ from typing_extensions import override
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
 from lathe_cas.stores.lmdb_chunks import length_of
-from lathe_shared.errors import AbortedError, LatheError
+from lathe_shared.errors import AbortedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +37,18 @@ class Operation(ABC, Generic[T]):
         """Bytes that this operation keeps in memory until it is done."""
         return 0
 
+    @property
+    def order_key(self) -> bytes | None:
+        """Operations with the same key are applied in the order in which they came; others may overtake each other."""
+        return None
+
     @abstractmethod
     def apply(self, batch: WriteBatch) -> T:
         """Make the change.
 
         Raises:
             LatheError: It cannot be made, and nothing was changed.
+            RoomNotYetError: Likewise, but it can be made later.
         """
 
 
@@ -65,30 +71,22 @@ class NewBlob:
 
 
 @dataclass(slots=True)
-class PutBlobs(Operation[list[LatheError | None]]):
-    """Store blobs, each with an outcome of its own: None, or why there was no room."""
+class PutBlob(Operation[None]):
+    """Store a blob."""
 
-    blobs: Sequence[NewBlob]
+    blob: NewBlob
 
     @property
     @override
     def cost_bytes(self) -> int:
-        return sum(blob.size_bytes for blob in self.blobs)
+        return self.blob.size_bytes
 
     @override
-    def apply(self, batch: WriteBatch) -> list[LatheError | None]:
-        return [self._put(batch, blob) for blob in self.blobs]
-
-    @staticmethod
-    def _put(batch: WriteBatch, blob: NewBlob) -> LatheError | None:
-        if batch.has_blob(blob.key, blob.size_bytes):
-            return None
-        try:
+    def apply(self, batch: WriteBatch) -> None:
+        blob = self.blob
+        if not batch.has_blob(blob.key, blob.size_bytes):
             batch.reserve(sum(chunk.disk_bytes for chunk in blob.chunks) + _INDEX)
-        except LatheError as error:
-            return error
-        batch.add_blob(blob.key, blob.size_bytes, blob.chunks, blob.compression)
-        return None
+            batch.add_blob(blob.key, blob.size_bytes, blob.chunks, blob.compression)
 
 
 @dataclass(slots=True)
@@ -216,6 +214,11 @@ class StageUpload(Operation[None]):
     def cost_bytes(self) -> int:
         return length_of(self.chunks)
 
+    @property
+    @override
+    def order_key(self) -> bytes:
+        return self.upload_key
+
     @override
     def apply(self, batch: WriteBatch) -> None:
         record = self.checked_record(batch)
@@ -288,6 +291,11 @@ class PublishUpload(Operation[None]):
     def cost_bytes(self) -> int:
         return self.last.cost_bytes
 
+    @property
+    @override
+    def order_key(self) -> bytes:
+        return self.last.upload_key
+
     @override
     def apply(self, batch: WriteBatch) -> None:
         record = self.last.checked_record(batch)
@@ -310,6 +318,11 @@ class DropUpload(Operation[None]):
 
     upload_key: bytes
     owners: tuple[int | None, ...]
+
+    @property
+    @override
+    def order_key(self) -> bytes:
+        return self.upload_key
 
     @override
     def apply(self, batch: WriteBatch) -> None:

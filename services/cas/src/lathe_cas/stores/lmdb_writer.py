@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from lathe_cas.stores.lmdb_committer import MAX_TOUCHES, Outcome
-from lathe_shared.errors import InternalError, UnavailableError
+from lathe_shared.errors import InternalError, LatheError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lathe_cas.stores.access_touches import Touches
     from lathe_cas.stores.lmdb_committer import LmdbCommitter
     from lathe_cas.stores.lmdb_operations import Operation
@@ -52,6 +54,7 @@ class LmdbWriter:
         self._touches = touches
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
+        self._put_off: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._pending_bytes = 0
@@ -68,8 +71,38 @@ class LmdbWriter:
 
         Cancellation: The operation may or may not be done; what it stores is whole either way.
         """
-        await self.wait_for_room()
+        # What takes no room does not wait for those that wait for theirs.
+        if operation.cost_bytes:
+            await self.wait_for_room()
         return await self.submit_nowait(operation)
+
+    async def submit_each(self, operations: Sequence[Operation[None]]) -> list[LatheError | None]:
+        """Have operations done, at least one, and return for each None, or why it could not be done.
+
+        Raises:
+            UnavailableError: None of them could be done.
+
+        Cancellation: As for ``submit``.
+        """
+        await self.wait_for_room()
+        futures = self._submit_together(operations)
+        errors: list[LatheError | None] = []
+        try:
+            for future in futures:
+                try:
+                    await future
+                except LatheError as error:
+                    errors.append(error)
+                else:
+                    errors.append(None)
+        finally:
+            # An error that is there already is not logged then, either.
+            for future in futures[len(errors) :]:
+                future.cancel()
+        first = errors[0]
+        if first is not None and all(isinstance(error, UnavailableError) for error in errors):
+            raise first
+        return errors
 
     @property
     def has_room(self) -> bool:
@@ -85,15 +118,19 @@ class LmdbWriter:
 
     def submit_nowait(self, operation: Operation[T]) -> asyncio.Future[T]:
         """Queue an operation, however many wait, and return the future of its result."""
-        future: asyncio.Future[T] = self._loop.create_future()
+        return self._submit_together((operation,))[0]
+
+    def _submit_together(self, operations: Sequence[Operation[T]]) -> list[asyncio.Future[T]]:
+        futures: list[asyncio.Future[T]] = [self._loop.create_future() for _ in operations]
         if self._closing:
-            future.set_exception(UnavailableError("the store is shutting down"))
-            return future
-        self._pending_bytes += operation.cost_bytes
+            for future in futures:
+                future.set_exception(UnavailableError("the store is shutting down"))
+            return futures
+        self._pending_bytes += sum([operation.cost_bytes for operation in operations])
         with self._wake:
-            self._queue.append((operation, future))
+            self._queue.extend(zip(operations, futures, strict=True))
             self._wake.notify()
-        return future
+        return futures
 
     def submit_background(self, operation: Operation[Any]) -> None:
         """Queue an operation whose outcome nobody waits for; a failure is logged."""
@@ -127,16 +164,17 @@ class LmdbWriter:
     def _take(self) -> list[tuple[Operation[Any], asyncio.Future[Any]]] | None:
         """Wait for work and return it; an empty list for upkeep alone, None at the end."""
         with self._wake:
-            if not self._queue and not self._closing and not self.committer.has_pressing_upkeep:
+            has_work = self._queue or self._put_off
+            if not has_work and not self._closing and not self.committer.has_pressing_upkeep:
                 self._wake.wait(IDLE_SECONDS)
-            if self._closing and not self._queue:
+            if self._closing and not self._queue and not self._put_off:
                 return None
-            taken: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
-            cost = 0
-            while self._queue and cost < MAX_BATCH_BYTES and len(taken) < MAX_BATCH_OPERATIONS:
-                item = self._queue.popleft()
-                cost += item[0].cost_bytes
-                taken.append(item)
+            # Those that wait for room do not fill the batch, or what needs none would have to wait with them.
+            taken = _take_from(self._put_off, MAX_BATCH_BYTES // 2)
+            later = {operation.order_key for operation, _ in self._put_off}
+            for item in _take_from(self._queue, MAX_BATCH_BYTES):
+                order_key = item[0].order_key
+                (taken if order_key is None or order_key not in later else self._put_off).append(item)
             return taken
 
     def _commit(self, taken: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
@@ -147,13 +185,17 @@ class LmdbWriter:
         except Exception:  # noqa: BLE001 - the writer outlives every bug; whoever waits gets an answer
             _log.exception("writer_failed")
             outcomes = [Outcome(None, InternalError("the store failed; see its log"))] * len(taken)
-        if taken:
+        put_off = [item for item, outcome in zip(taken, outcomes, strict=True) if outcome.is_put_off]
+        self._put_off.extendleft(reversed(put_off))
+        if len(put_off) < len(taken):
             self._loop.call_soon_threadsafe(self._resolve, taken, outcomes)
 
     # Back on the event loop
 
     def _resolve(self, taken: list[tuple[Operation[Any], asyncio.Future[Any]]], outcomes: list[Outcome]) -> None:
         for (operation, future), outcome in zip(taken, outcomes, strict=True):
+            if outcome.is_put_off:
+                continue
             self._pending_bytes -= operation.cost_bytes
             if future.done():
                 continue
@@ -168,6 +210,19 @@ class LmdbWriter:
             for waiter in waiting:
                 if not waiter.done():
                     waiter.set_result(None)
+
+
+def _take_from(
+    queue: deque[tuple[Operation[Any], asyncio.Future[Any]]], max_bytes: int
+) -> list[tuple[Operation[Any], asyncio.Future[Any]]]:
+    """Remove and return what comes first, as far as it fits into a batch."""
+    taken: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
+    cost = 0
+    while queue and cost < max_bytes and len(taken) < MAX_BATCH_OPERATIONS:
+        item = queue.popleft()
+        cost += item[0].cost_bytes
+        taken.append(item)
+    return taken
 
 
 def _log_failure(future: asyncio.Future[Any]) -> None:
