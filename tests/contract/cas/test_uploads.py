@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
@@ -359,6 +360,25 @@ async def test_an_upload_kept_in_the_background_survives_closing(stores: Stores)
     upload.suspend_soon()
     await stores.reopen()
     assert await stores.blobs.upload_status(upload_name(digest)) == UploadStatus(STAGE + 100, False)
+
+
+async def test_an_upload_takes_the_room_of_what_has_arrived_whatever_it_declares(tmp_path: Path) -> None:
+    """Sixty-four clients that each declare a tebibyte and pause keep nobody else from writing."""
+    store = LmdbStore(tmp_path, limit_bytes=2 << 40)
+    await store.open()
+    names = [upload_name(Digest(f"{number:064x}", 1 << 40)) for number in range(64)]
+    uploads = [await store.blobs.open_upload(name) for name in names]
+    for upload in uploads:
+        await feed(upload, content(100))
+    (other,) = await put(store.blobs, content(300_000))
+    assert await read(store.blobs, other) == content(300_000)
+    assert store.blobs.status().staged_bytes == 0, "the first mebibyte of an upload waits in memory"
+    for upload in uploads:
+        assert await upload.suspend() == 100
+    assert store.blobs.status().staged_bytes < 64 * 500
+    assert [await store.blobs.upload_status(name) for name in names] == [UploadStatus(100, False)] * 64
+    await store.recount()
+    await store.close()
 
 
 async def test_staged_bytes_are_counted(blobs: BlobStore) -> None:

@@ -15,7 +15,13 @@ from lathe_cas.upload_runner import run_upload
 from lathe_shared.cas_wire import write_request
 from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest
-from lathe_shared.errors import AbortedError, DigestMismatchError, InvalidArgumentError, ResourceExhaustedError
+from lathe_shared.errors import (
+    AbortedError,
+    DigestMismatchError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from lathe_shared.resource_name import format_write, parse_write
 
 DATA = bytes(range(256)) * 2048
@@ -204,6 +210,30 @@ async def test_cancellation_keeps_what_arrived(kept_bytes: int) -> None:
         await task
     assert store.staged[NAME] == DATA[:kept_bytes]
     assert await run(store, messages(kept_bytes)) == SIZE
+
+
+@pytest.mark.parametrize("kept_bytes", [10, 3 * PIECE + 1])
+async def test_a_client_that_sends_nothing_for_long_is_not_waited_for(kept_bytes: int) -> None:
+    class AtHand(Stream):
+        @override
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for item in self.sent:
+                yield item
+            await self.may_end.wait()
+
+    store = MemoryBlobStore()
+    stream = AtHand(messages(0, kept_bytes, finish=False), stays_open=True)
+    with pytest.raises(UnavailableError, match="no message came for 0 seconds"):
+        await run_upload(aiter(stream), store, parse_write, idle_seconds=0)
+    assert store.staged[NAME] == DATA[:kept_bytes]
+    assert not store.held
+    assert await run(store, messages(kept_bytes)) == SIZE
+    assert store.whole(DIGEST) == DATA
+
+
+async def test_a_client_that_names_nothing_for_long_is_not_waited_for() -> None:
+    with pytest.raises(UnavailableError, match="no message came"):
+        await run_upload(aiter(Stream([], stays_open=True)), MemoryBlobStore(), parse_write, idle_seconds=0)
 
 
 async def test_a_stream_that_breaks_keeps_what_arrived() -> None:

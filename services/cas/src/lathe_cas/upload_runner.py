@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from lathe_cas.blob_store import UploadName
 from lathe_cas.upload_session import UploadSession, UploadState
 from lathe_shared.cas_wire import read_write_request
 from lathe_shared.compressor import Compressor
-from lathe_shared.errors import LatheError, ResourceExhaustedError
+from lathe_shared.errors import LatheError, ResourceExhaustedError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from lathe_cas.blob_store import BlobStore, Upload
     from lathe_shared.resource_name import WriteResource
@@ -21,11 +22,17 @@ COMPRESSED_IS_THERE = -1
 """Committed size of a compressed upload that was not needed. Spec: REAPI, ContentAddressableStorage, on uploads."""
 
 
+IDLE_SECONDS = 300.0
+"""How long a client may pause between two messages: many times what a slow disk or a lost packet takes. Each stream
+holds up to some 8 MiB that its client sent, and a place among those of its connection."""
+
+
 async def run_upload(
     messages: AsyncIterator[bytes],
     store: BlobStore,
     parse: Callable[[str], WriteResource],
     count: Callable[[int], None] = lambda _: None,
+    idle_seconds: float = IDLE_SECONDS,
 ) -> int:
     """Receive one Write stream and return its committed size.
 
@@ -37,14 +44,17 @@ async def run_upload(
         store: Where the blob goes.
         parse: Turns the resource name into what it names; refuses instances and compressors that are not served.
         count: Told the size of each message.
+        idle_seconds: How long to wait for a message.
 
     Raises:
         InvalidArgumentError: The stream breaks the protocol, or its bytes are not the blob.
         AbortedError: Another stream has taken this upload over, or others that brought the same blob have spoilt it.
         ResourceExhaustedError: No room is left.
+        UnavailableError: No message came for ``idle_seconds``; what had arrived is kept, so that the client can resume.
 
     Cancellation: What has arrived is kept in the background, so that the client can resume.
     """
+    messages = _while_they_come(messages, idle_seconds)
     session = UploadSession(parse)
     async for message in messages:
         count(len(message))
@@ -78,6 +88,21 @@ async def run_upload(
         await upload.finish()
         return session.committed_size
     return await upload.suspend()
+
+
+async def _while_they_come(messages: AsyncIterator[bytes], idle_seconds: float) -> AsyncGenerator[bytes, None]:
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                message = await anext(messages)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise UnavailableError(
+                f"no message came for {idle_seconds:g} seconds; what had arrived is kept: QueryWriteStatus tells where "
+                "to go on"
+            ) from None
+        yield message
 
 
 async def _receive(

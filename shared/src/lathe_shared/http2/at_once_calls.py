@@ -123,9 +123,10 @@ class AtOnceStream(ServerStream):
 
     @override
     def progress_mark(self) -> int | None:
-        if self._is_handed_over or self.is_remote_closed or not self.messages.is_inside_message:
+        # No handler waits for the first message, so this is what bounds how long it may take to come.
+        if self._is_handed_over or self._is_asked or self.is_discarding or self.is_remote_closed:
             return super().progress_mark()
-        return self.pending_bytes + self.messages.size_bytes
+        return self.messages.size_bytes
 
     def hand_over(self) -> None:
         """Let the handler serve the call."""

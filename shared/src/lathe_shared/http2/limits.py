@@ -44,8 +44,8 @@ class Limits:
         max_unsent_bytes: Output that may wait for a peer that does not take it. Above it nothing more is read from
             that peer until it does.
         handshake_seconds: How long a peer may take for its preface, its SETTINGS, and the acknowledgement of ours.
-        progress_seconds: How long a header block, a frame or a message may stay incomplete, and output may wait,
-            without a single byte of progress.
+        progress_seconds: How long a header block, a frame or a message may stay incomplete, the first message of a call
+            may take to begin, and output may wait, without a single byte of progress.
         idle_seconds: A connection without a stream for so long is closed in peace; 0 keeps it for ever.
         keepalive_seconds: After so long without a byte the peer is asked by PING whether it lives; 0 never asks.
         keepalive_timeout_seconds: How long it may take to answer.

@@ -67,6 +67,7 @@ class MessageReader:
         "_parts",
         "_refusal",
         "encoding",
+        "is_untouched",
         "size_bytes",
     )
 
@@ -79,9 +80,11 @@ class MessageReader:
         self._refusal: str | None = None
         self.size_bytes = 0
         self.encoding = ""
+        self.is_untouched = True
 
     def add(self, data: Bytes) -> None:
         """Take bytes."""
+        self.is_untouched = False
         self.size_bytes += len(data)
         parts = self._parts
         if parts and len(data) < _SMALL_BYTES:

@@ -131,6 +131,13 @@ class ServerStream(GrpcStream):
         super().on_reset(code, reason, by_peer=by_peer)
         self.cancel(EndedBy.CLIENT_CANCEL if by_peer else EndedBy.CONNECTION_LOST)
 
+    @override
+    def progress_mark(self) -> int | None:
+        # Between messages a client may take its time, as far as the handler lets it. A call without any is no call.
+        if self._reader is not None and self.messages.is_untouched and not self.is_remote_closed:
+            return 0
+        return super().progress_mark()
+
     def cancel(self, ended_by: EndedBy) -> None:
         """Cancel the handler, if it runs."""
         task = self.serving.running.get(self)

@@ -24,6 +24,7 @@ from lathe_shared.http2.limits import SERVER_LIMITS
 from lathe_shared.http2.request_head import RequestHead
 from lathe_shared.http2.server import Http2Server, ServerProtocol
 from lathe_shared.http2.settings import INITIAL_WINDOW_SIZE, settings_frame
+from lathe_shared.http2.watch import Watch
 
 OK = literal_block([(b"grpc-status", b"0")])
 TURNS = 10
@@ -106,6 +107,7 @@ class Client:
         return {
             "/t.S/Read": Handler(self._read, Cardinality.UNARY_STREAM, bytes, bytes),
             "/t.S/Write": Handler(self._write, Cardinality.STREAM_UNARY, bytes, bytes),
+            "/t.S/Handled": Handler(self._write, Cardinality.STREAM_UNARY, bytes, bytes),
         }
 
     async def _read(self, stream: Any) -> None:
@@ -415,6 +417,50 @@ async def test_a_stopping_server_answers_what_still_waits() -> None:
     client.server.end_rpcs()
 
     assert status_of(await client.send()) is Status.UNAVAILABLE
+
+
+async def open_streams_after(client: Client, seconds: float) -> set[int]:
+    """Let time pass for a client that is there and sends nothing for its calls; return which are still open."""
+    watch = Watch(client.protocol.http2, 0.0)
+    now = 0.0
+    while now < seconds:
+        watch.check(now, 0)
+        await client.send(frame(frames.PING, frames.ACK, 0, bytes(8)))
+        now += 10.0
+    watch.check(seconds, 0)
+    await client.send(b"")
+    return set(client.protocol.http2.streams)
+
+
+@pytest.mark.parametrize("path", ["/t.S/Read", "/t.S/Write", "/t.S/Handled"])
+@pytest.mark.parametrize("begun", [b"", b"\0\0", b"\0\0\0\0\5he"], ids=["nothing", "half a prefix", "half a message"])
+async def test_a_call_whose_first_message_does_not_come_is_given_up(path: str, begun: bytes) -> None:
+    client = Client(decline)
+    body = frame(frames.DATA, 0, 1, begun) if begun else b""
+    await client.send(frame(frames.HEADERS, 4, 1, block(path.encode())) + body)
+    limit = SERVER_LIMITS.progress_seconds
+    assert await open_streams_after(client, limit - 0.5) == {1}
+    assert await open_streams_after(client, limit + 0.5) == set()
+    assert not client.server.serving.running
+    assert client.asked == []
+
+
+@pytest.mark.parametrize("path", ["/t.S/Write", "/t.S/Handled"])
+async def test_between_two_messages_a_client_may_take_its_time(path: str) -> None:
+    client = Client(decline)
+    await client.send(frame(frames.HEADERS, 4, 1, block(path.encode())) + frame(frames.DATA, 0, 1, message(b"one")))
+    assert client.handled == [b"one"]
+    assert await open_streams_after(client, 1_000.0) == {1}
+
+
+async def test_an_answer_that_takes_long_is_waited_for() -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    client = Client(lambda _request, _head: PendingAnswer(future, lambda _future, _ended_by: b"late"))
+    await client.send(frame(frames.HEADERS, 4, 1, READ) + frame(frames.DATA, 0, 1, message(b"slow")))
+    assert client.asked == [b"slow"]
+    assert await open_streams_after(client, 1_000.0) == {1}
+    future.set_result(None)
+    assert await client.send(b"") != []
 
 
 async def test_a_call_that_is_reset_before_the_function_was_asked_is_nobodys() -> None:
