@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from aiohttp import web
+from typing_extensions import override
 
 if TYPE_CHECKING:
     import socket
@@ -27,6 +30,16 @@ CombineFunction: TypeAlias = "Callable[[Sequence[dict[str, Any]]], dict[str, Any
 
 SHUTDOWN_SECONDS = 1.0
 """How long a request in flight may still take when the port closes."""
+
+IDLE_SECONDS = 75.0
+"""How long a connection may be without a request, and the head of one may take. Who scrapes metrics comes every minute
+at the latest, and keeps its connection."""
+
+MAX_CONNECTIONS = 1_000
+"""Connections at the same time, each some 30 KB: more than the jobs of many builds that use the HTTP cache."""
+
+_SHARE_OF_DESCRIPTORS = 4
+"""A quarter of the process's descriptors at most: gRPC and files need the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +64,9 @@ class HttpPort:
         status: What ``/status`` shows.
         routes: Further routes.
         group: For one of several processes, whose ``status`` must be a plain function.
+        max_connections: Bound on connections, further ones are closed as they come; None for MAX_CONNECTIONS, or fewer
+            if the process may not open many files.
+        idle_seconds: How long a connection may be idle.
     """
 
     def __init__(
@@ -60,6 +76,9 @@ class HttpPort:
         status: StatusFunction,
         routes: Iterable[web.RouteDef] = (),
         group: GroupStatus | None = None,
+        *,
+        max_connections: int | None = None,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._group = group
         self._metrics = metrics
@@ -74,7 +93,11 @@ class HttpPort:
                 *routes,
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        self._runner = _BoundedRunner(
+            app,
+            max_connections or _connections_for(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+            idle_seconds,
+        )
 
     async def start(self, host: str, port: int, sock: socket.socket | None = None) -> int:
         """Begin to serve.
@@ -128,3 +151,39 @@ class HttpPort:
         if self._group is not None:
             status = self._group.combine([status, *(other.status for other in await self._group.member.others())])
         return web.json_response(status, dumps=lambda value: json.dumps(value, default=str, indent=2) + "\n")
+
+
+class _BoundedRunner(web.AppRunner):
+    """aiohttp's runner, with a bound on connections."""
+
+    __slots__ = ("_max_connections",)
+
+    def __init__(self, app: web.Application, max_connections: int, idle_seconds: float) -> None:
+        # aiohttp counts what it calls keep-alive from the beginning of a connection, too, until a head is whole.
+        super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, keepalive_timeout=idle_seconds)
+        self._max_connections = max_connections
+
+    @property
+    @override
+    def server(self) -> web.Server | None:
+        """What makes a protocol of each new connection."""
+        server = super().server
+        return None if server is None else cast("web.Server", lambda: self._protocol(server))
+
+    def _protocol(self, server: web.Server) -> asyncio.Protocol:
+        return server() if len(server.connections) < self._max_connections else _Closing()
+
+
+class _Closing(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
+def _connections_for(max_open_files: int) -> int:
+    """Return how many connections a process may have on this port that may open so many files; -1 means any number."""
+    if max_open_files < 0:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, max_open_files // _SHARE_OF_DESCRIPTORS))
