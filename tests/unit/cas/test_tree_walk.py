@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,10 +10,11 @@ import pytest
 from tests.contract.cas.memory_stores import MemoryBlobStore
 from typing_extensions import override
 
-from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES, MAX_PAGE_BYTES, TreeWalk, read_together
+from lathe_cas import tree_walk
+from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES, MAX_PAGE_BYTES, TreeWalk, _DirectoryQueue, read_together
 from lathe_protos import reapi
-from lathe_shared.digest import EMPTY_DIGEST, Digest
-from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError
+from lathe_shared.digest import EMPTY_DIGEST, Digest, DigestFunction
+from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, ResourceExhaustedError
 from lathe_shared.testing.builders import BlobSet
 
 FILES = {"a/x/1": b"1", "a/y/2": b"2", "b/3": b"3", "c/x/1": b"1", "d/": b""}
@@ -195,6 +197,41 @@ async def test_pages_are_bounded_in_bytes() -> None:
     assert len(pages) > 1
     assert all(len(bytes(page)) <= MAX_PAGE_BYTES + 1000 for page in pages)
     assert store.largest_read <= MAX_PAGE_BYTES
+
+
+async def test_a_tree_of_too_many_directories_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, root = tree({f"{number}/{number}": b"" for number in range(20)})
+    monkeypatch.setattr(tree_walk, "MAX_TREE_DIRECTORIES", 21)
+    assert len(directories(await walk(store, root))) == 21
+    monkeypatch.setattr(tree_walk, "MAX_TREE_DIRECTORIES", 20)
+    with pytest.raises(ResourceExhaustedError, match="more than 20 distinct directories"):
+        await walk(store, root)
+    store.was_read.clear()
+    with pytest.raises(ResourceExhaustedError):
+        await walk(store, root)
+    assert list(store.was_read) == [root], "refused when it is seen, not when all is read"
+
+
+@pytest.mark.parametrize("function", [DigestFunction.SHA256, DigestFunction.SHA512])
+def test_a_queue_of_many_directories_takes_little_memory(function: DigestFunction) -> None:
+    """All of them may wait at once, and all are remembered to the end."""
+    count = 1 << 14  # where a set has just grown: the worst moment is not better than the usual one by luck
+    length = function.hash_length
+    root = Digest("f" * length, 1000, function)
+    taken = []
+    tracemalloc.start()
+    try:
+        queue = _DirectoryQueue(root)
+        for number in range(count):
+            queue.add(Digest(f"{number:0{length}x}", 1000 + number % 1000, function))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < (160 + length) * count
+    while queue:
+        taken += queue.take_together()
+    assert taken[0] == root
+    assert taken[1:] == [Digest(f"{number:0{length}x}", 1000 + number % 1000, function) for number in range(count)]
 
 
 def test_what_is_read_together_is_bounded() -> None:

@@ -8,10 +8,13 @@ Spec: REAPI, ContentAddressableStorage.GetTree.
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from lathe_shared.digest import Digest
-from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError
+from lathe_shared.digest import Digest, DigestFunction
+from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, ResourceExhaustedError
 from lathe_shared.tree_wire import read_directory
 from lathe_shared.wire import bytes_field, message_field
 
@@ -27,6 +30,10 @@ MAX_PAGE_DIRECTORIES = 10_000
 
 MAX_DIRECTORY_BYTES = 64 << 20
 """Largest blob that is read as a Directory: some 600,000 files."""
+
+MAX_TREE_DIRECTORIES = 1 << 20
+"""Distinct Directories of one tree: more than the largest source trees have by far. Each takes 110 to 140 bytes as long
+as the walk lasts, so this bounds memory, too."""
 
 _MAX_READ_DIRECTORIES = 256
 
@@ -58,6 +65,7 @@ class TreeWalk:
         Raises:
             BlobNotFoundError: The root is not there.
             InvalidArgumentError: A blob that should be a Directory is none.
+            ResourceExhaustedError: There are more than MAX_TREE_DIRECTORIES.
         """
         page: list[bytes] = []
         page_bytes = 0
@@ -72,21 +80,20 @@ class TreeWalk:
 
     async def _directories(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield position and bytes of each Directory that is there, from the start position on."""
-        queue = [self._root]
-        seen = {self._root.key}
+        queue = _DirectoryQueue(self._root)
         position = 0
-        while position < len(queue):
-            level = read_together(queue, position)
+        while queue:
+            level = queue.take_together()
             for digest, data in zip(level, await self._store.read_many(level), strict=True):
                 if data is None and position == 0:
                     raise BlobNotFoundError(digest)
                 if data is not None:
-                    self._add_children(digest, data, queue, seen)
+                    self._add_children(digest, data, queue)
                     if position >= self._start:
                         yield position, data
                 position += 1
 
-    def _add_children(self, digest: Digest, data: bytes, queue: list[Digest], seen: set[bytes]) -> None:
+    def _add_children(self, digest: Digest, data: bytes, queue: _DirectoryQueue) -> None:
         field = f"directory {digest}"
         for entry in read_directory(data).directories:
             child = Digest.parse(entry.hash, entry.size_bytes, digest.function, field)
@@ -94,9 +101,7 @@ class TreeWalk:
                 raise InvalidArgumentError(
                     field, f"{entry.name!r} has {child.size_bytes} bytes, too many for a Directory"
                 )
-            if child.key not in seen:
-                seen.add(child.key)
-                queue.append(child)
+            queue.add(child)
 
     def _format_token(self, position: int) -> bytes:
         return f"{self._root.hash[:16]}-{position}".encode()
@@ -106,6 +111,55 @@ class TreeWalk:
         if prefix != self._root.hash[:16] or not (position.isascii() and position.isdigit() and len(position) < 12):
             raise InvalidArgumentError("page_token", "is not one that this service gave for this root_digest")
         return int(position)
+
+
+class _DirectoryQueue:
+    """Directories to be read, each once; as small as a queue of a million of them should be.
+
+    Args:
+        root: The first one, whose function is that of all.
+    """
+
+    def __init__(self, root: Digest) -> None:
+        self._function: DigestFunction = root.function
+        self._seen: set[bytes] = set()
+        self._keys: deque[bytes] = deque()
+        self._sizes_bytes: array[int] = array("I")
+        self._taken = 0
+        self.add(root)
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+    def add(self, digest: Digest) -> None:
+        """Add a Directory, unless it was there before.
+
+        Raises:
+            ResourceExhaustedError: That is one too many.
+        """
+        key = digest.key
+        if key in self._seen:
+            return
+        if len(self._seen) >= MAX_TREE_DIRECTORIES:
+            raise ResourceExhaustedError(f"the tree has more than {MAX_TREE_DIRECTORIES} distinct directories")
+        self._seen.add(key)
+        self._keys.append(key)
+        self._sizes_bytes.append(digest.size_bytes)
+
+    def take_together(self) -> list[Digest]:
+        """Remove and return the next Directories to read together."""
+        keys = islice(self._keys, _MAX_READ_DIRECTORIES)
+        sizes_bytes = self._sizes_bytes[self._taken : self._taken + _MAX_READ_DIRECTORIES]
+        batch = read_together(
+            [
+                Digest(key[1:].hex(), size_bytes, self._function)
+                for key, size_bytes in zip(keys, sizes_bytes, strict=True)
+            ]
+        )
+        for _ in batch:
+            self._keys.popleft()
+        self._taken += len(batch)
+        return batch
 
 
 def read_together(queue: Sequence[Digest], position: int = 0) -> list[Digest]:
