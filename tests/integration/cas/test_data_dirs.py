@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry
 
 from lathe_cas.app import build
 from lathe_cas.config import CasSettings
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_protos import bytestream, reapi
 from lathe_shared.cas_wire import find_missing_request
 from lathe_shared.config_loading import ConfigurationError, read_settings
@@ -170,3 +172,17 @@ def test_folders_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(ConfigurationError, match=problem):
             read_settings(CasSettings, arguments, {})
+
+
+async def test_a_store_of_a_newer_format_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "FORMAT_VERSION", records.FORMAT_VERSION + 1)
+        LmdbEnvironment(tmp_path / "newer", 1 << 24).close()
+    before = (tmp_path / "newer" / "data.mdb").read_bytes()
+    runtime = ServiceRuntime(settings([tmp_path / "usual", tmp_path / "newer"]), CollectorRegistry())
+    try:
+        with pytest.raises(StartError, match=r"newer holds a store of format 3, .* start the newer version"):
+            await build(runtime)
+    finally:
+        await runtime.stop()
+    assert (tmp_path / "newer" / "data.mdb").read_bytes() == before
