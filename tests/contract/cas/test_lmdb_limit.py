@@ -18,7 +18,6 @@ from lathe_cas.soon import settled
 from lathe_cas.stores import lmdb_access_log, lmdb_batch, lmdb_committer, lmdb_writer
 from lathe_cas.stores.lmdb_committer import Outcome
 from lathe_cas.stores.lmdb_operations import Operation, PutBlob, RenewLeases, StageUpload
-from lathe_cas.stores.lmdb_upload import LmdbUpload
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, ResourceExhaustedError, UnavailableError
 
