@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from lathe_cas.blob_store import BlobStore, Upload, UploadName
@@ -9,6 +10,8 @@ from lathe_cas.soon import settled
 from lathe_shared.digest import Digest
 
 
+# Many cases want the same few of several megabytes.
+@functools.lru_cache(maxsize=64)
 def content(size_bytes: int, seed: int = 0) -> bytes:
     """Bytes of which half is redundant, so that a store which compresses does so."""
     return random.Random(f"{size_bytes} {seed}").randbytes(-(-size_bytes // 2)).hex().encode()[:size_bytes]

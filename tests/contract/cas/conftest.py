@@ -35,6 +35,10 @@ class Stores:
             await self.lmdb.reopen()
 
 
+in_memory = pytest.mark.parametrize("stores", ["memory"], indirect=True)
+"""For tests of what lies above the ports: that every store does the same with it is what the other tests show."""
+
+
 @pytest.fixture
 async def lmdb(tmp_path: Path) -> AsyncIterator[LmdbStore]:
     """An LMDB store, recounted at the end of each test."""

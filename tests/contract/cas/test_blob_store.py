@@ -42,13 +42,13 @@ RANGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("offset_bytes", "limit_bytes"), RANGES)
-async def test_a_range_is_the_same_as_a_slice(blobs: BlobStore, offset_bytes: int, limit_bytes: int) -> None:
+async def test_a_range_is_the_same_as_a_slice(blobs: BlobStore) -> None:
     digest, data = blob(20 * CHUNK + 7)
     await put(blobs, data)
-    expected = data[offset_bytes : offset_bytes + limit_bytes if limit_bytes else len(data)]
-    assert await read(blobs, digest, offset_bytes, limit_bytes) == expected
-    assert blobs.read_at_once(digest, offset_bytes, limit_bytes) in (expected, None)
+    for offset_bytes, limit_bytes in RANGES:
+        expected = data[offset_bytes : offset_bytes + limit_bytes if limit_bytes else len(data)]
+        assert await read(blobs, digest, offset_bytes, limit_bytes) == expected, (offset_bytes, limit_bytes)
+        assert blobs.read_at_once(digest, offset_bytes, limit_bytes) in (expected, None)
 
 
 @pytest.mark.parametrize("size_bytes", [0, 100, 200_000])

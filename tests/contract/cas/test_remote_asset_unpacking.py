@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.cas.blob_making import content, missing, read
-from tests.contract.cas.conftest import Stores
+from tests.contract.cas.conftest import Stores, in_memory
 
 from lathe_cas.blob_store import BlobStore
 from lathe_cas.remote_asset.archive import ArchiveError, ArchiveLimits
@@ -114,7 +114,11 @@ def unpacking(stores: Stores, tmp_path: Path) -> Unpacking:
     return Unpacking(stores.blobs, tmp_path)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("stores", "form"),
+    [*(("memory", form) for form in FORMS), ("lmdb", "tar"), ("lmdb, compressing", "tar"), ("sharded", "tar")],
+    indirect=["stores"],
+)
 async def test_an_archive_becomes_a_tree_of_directories(unpacking: Unpacking, form: str) -> None:
     root = await unpacking(FORMS[form](FILES))
 
@@ -123,6 +127,7 @@ async def test_an_archive_becomes_a_tree_of_directories(unpacking: Unpacking, fo
     assert [path.name for path in unpacking.directory.iterdir() if path.name != "store"] == []
 
 
+@in_memory
 @pytest.mark.parametrize("form", ["tar.gz", "zip"])
 async def test_part_of_an_archive_is_taken_alone(unpacking: Unpacking, form: str) -> None:
     root = await unpacking(FORMS[form](FILES), ("top", "below"))
@@ -133,6 +138,7 @@ async def test_part_of_an_archive_is_taken_alone(unpacking: Unpacking, form: str
         await unpacking(FORMS[form](FILES), ("top", "beyond"))
 
 
+@in_memory
 async def test_empty_directories_and_odd_spellings_of_names(unpacking: Unpacking) -> None:
     empty, root_entry = tarfile.TarInfo("./top/empty"), tarfile.TarInfo("./")
     empty.type = root_entry.type = tarfile.DIRTYPE
@@ -197,12 +203,14 @@ REFUSED = {
 }
 
 
+@in_memory
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_is_refused(unpacking: Unpacking, name: str) -> None:
     with pytest.raises(ArchiveError):
         await unpacking(REFUSED[name])
 
 
+@in_memory
 async def test_a_header_cannot_make_us_read_without_end(unpacking: Unpacking) -> None:
     # A pax header of a gigabyte, which as zeros is a megabyte of gzip.
     header = member("pax", tarfile.XHDTYPE, 1 << 30).tobuf()
@@ -211,6 +219,7 @@ async def test_a_header_cannot_make_us_read_without_end(unpacking: Unpacking) ->
         await unpacking(gzip.compress(header + bytes(1_000_000)))
 
 
+@in_memory
 async def test_headers_of_headers_come_to_an_end(unpacking: Unpacking) -> None:
     long_name = member("././@LongLink", tarfile.GNUTYPE_LONGNAME, 512).tobuf(format=tarfile.GNU_FORMAT) + b"a" * 512
 
@@ -218,6 +227,7 @@ async def test_headers_of_headers_come_to_an_end(unpacking: Unpacking) -> None:
         await unpacking(gzip.compress(long_name * 5_000))
 
 
+@in_memory
 async def test_a_zip_cannot_make_us_read_a_huge_directory(unpacking: Unpacking) -> None:
     size_bytes = 17 << 20
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size_bytes, 4, 0)
@@ -226,6 +236,7 @@ async def test_a_zip_cannot_make_us_read_a_huge_directory(unpacking: Unpacking) 
         await unpacking(b"PK\3\4" + bytes(size_bytes) + end)
 
 
+@in_memory
 @pytest.mark.parametrize("form", ["tar.gz", "zip"])
 async def test_bounds_on_entries_and_bytes(unpacking: Unpacking, form: str) -> None:
     make = FORMS[form]
@@ -238,6 +249,7 @@ async def test_bounds_on_entries_and_bytes(unpacking: Unpacking, form: str) -> N
         await unpacking(make({"a": bytes(1_000_000), "b": bytes(1_000_001)}))
 
 
+@in_memory
 async def test_a_size_that_is_only_claimed_is_refused_before_anything_is_read(unpacking: Unpacking) -> None:
     huge = member("huge", size=1 << 50).tobuf(format=tarfile.GNU_FORMAT)
 
@@ -245,6 +257,7 @@ async def test_a_size_that_is_only_claimed_is_refused_before_anything_is_read(un
         await unpacking(gzip.compress(huge))
 
 
+@in_memory
 @pytest.mark.parametrize("form", FORMS)
 async def test_damage_anywhere_is_an_error_of_ours_or_none(unpacking: Unpacking, form: str) -> None:
     data = FORMS[form]({"a/b": content(200), "c": content(2_000, 1)})

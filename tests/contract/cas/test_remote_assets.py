@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.contract.cas.blob_making import content, missing, put, read
-from tests.contract.cas.conftest import Stores
+from tests.contract.cas.conftest import Stores, in_memory
 from tests.contract.cas.test_remote_asset_unpacking import tar
 from tests.support.http_origin import HOST, Answer, HttpOrigin
 
@@ -146,6 +146,7 @@ async def test_content_is_downloaded_once_and_remembered(
     await again.assets.aclose()
 
 
+@in_memory
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
 async def test_the_checksum_is_verified(assets: Assets, origin: HttpOrigin, algorithm: str) -> None:
     right, wrong = sri(CONTENT, algorithm), sri(b"other", algorithm)
@@ -265,6 +266,7 @@ async def test_a_redirect_is_followed_without_passwords_to_elsewhere(assets: Ass
     assert other.asked[0].headers.get("Authorization") is None
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("location", "kind"),
     [
@@ -330,6 +332,7 @@ async def test_what_came_by_tls_is_not_fetched_without(
         await stranger.assets.aclose()
 
 
+@in_memory
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
