@@ -14,8 +14,10 @@ A second signal ends the process at once; whatever a service stores must survive
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -168,6 +170,7 @@ class ServiceRuntime:
             ssl: What TLS needs; None for a plain port.
             max_message_bytes: Bound on one received message.
         """
+        _raise_descriptor_limit()
         served = [*servicers, self.health]
         for servicer in served:
             self.health.add(servicer.service_name)
@@ -299,6 +302,17 @@ class ServiceRuntime:
             _log.error("task_failed", task=task.get_name(), exc_info=error)
             self._failure = self._failure or error
             self.stopping.set()
+
+
+def _raise_descriptor_limit() -> None:
+    """Let the process open as many files as it may: each connection is one, and 1,024 are usual.
+
+    Only where connections are served. Programs that a worker runs inherit what it has, and some of them walk through
+    all descriptors that they might have.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run_drain(drain: Callable[[], Awaitable[None]]) -> None:

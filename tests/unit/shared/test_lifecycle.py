@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -59,6 +60,17 @@ async def event(running: asyncio.subprocess.Process, name: str) -> dict[str, Any
         if record["event"] == name:
             return record
     raise AssertionError(f"the log ended without {name}")
+
+
+async def test_a_service_may_open_as_many_files_as_the_system_lets_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, soft), hard))
+    try:
+        async with process() as running:
+            await event(running, "ready")
+            assert resource.prlimit(running.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_sigterm_drains_and_ends_with_zero() -> None:
