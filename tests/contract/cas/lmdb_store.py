@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lathe_shared.clock import Clock
 STEP_SECONDS = 300
 UPLOAD_MAX_AGE_SECONDS = 86_400
 MAP_BYTES = 1 << 30
+THREADS = 2
 
 
 class LmdbStore:
@@ -39,7 +41,7 @@ class LmdbStore:
         self.options = LmdbOptions(
             policy=EvictionPolicy(limit_bytes, lease_seconds=lease_seconds, touch_step_seconds=STEP_SECONDS),
             upload_max_age_seconds=UPLOAD_MAX_AGE_SECONDS,
-            threads=2,
+            threads=THREADS,
             map_size_bytes=MAP_BYTES,
             compress_stored=compress_stored,
         )
@@ -81,6 +83,14 @@ class LmdbStore:
             await self.storage.writer.submit(Nothing())
         # What says that nothing is left may have been said by a batch of upkeep alone that is not committed yet.
         await self.storage.writer.submit(Nothing())
+
+    async def settle_threads(self) -> None:
+        """Wait until all that was left to threads is done, such as a segment that a read fetches in advance."""
+        all_are_free = threading.Barrier(THREADS)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(
+            *(loop.run_in_executor(self.storage.executor, all_are_free.wait, 30) for _ in range(THREADS))
+        )
 
     async def recount(self) -> Recount:
         await self.settle()

@@ -331,6 +331,7 @@ async def test_a_blob_that_is_stored_anew_while_it_is_read_goes_on(lmdb: LmdbSto
     begin = await anext(pieces)
     whole = lmdb.blobs.read_zstd(digest)
     await anext(whole)
+    await lmdb.settle_threads()
     await lmdb.blobs.remove([digest])
     await put(lmdb.blobs, data)
     rest = [piece async for piece in pieces]
@@ -345,6 +346,7 @@ async def test_a_plain_blob_that_is_stored_compressed_while_it_is_read_goes_on(l
     await put(lmdb.blobs, data)
     pieces = lmdb.blobs.read(digest)
     begin = await anext(pieces)
+    await lmdb.settle_threads()
     await lmdb.blobs.remove([digest])
     await put_zstd(lmdb.blobs, data, encoded(data))
     assert begin + b"".join([piece async for piece in pieces]) == data
