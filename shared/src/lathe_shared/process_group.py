@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,6 @@ class _Slot:
     started_at: float = 0.0
     failures: int = 0
     start_at: float | None = None
-    codes: list[int] = field(default_factory=list)
 
 
 def run_processes(

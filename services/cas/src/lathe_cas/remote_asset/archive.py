@@ -143,9 +143,7 @@ class ArchiveReader:
                 elif member.isreg() and not member.issparse():
                     yield self._file_entry(member.name, reader, member.size, bool(member.mode & stat.S_IXUSR))
                 else:
-                    raise ArchiveError(
-                        f"{member.name!r} in the archive is no file or directory, which is all that is taken"
-                    )
+                    raise _refused(member.name)
         if reader.last_read.strip(b"\0"):
             # It takes a header that it does not understand for the end.
             raise ArchiveError("the archive is malformed behind its first files")
