@@ -18,7 +18,7 @@ from tools.bench.errors import BenchError
 from tools.bench.large_traffic import large_traffic
 from tools.bench.machine import machine_facts
 from tools.bench.measuring import Measured, measure_row
-from tools.bench.processes import HOST, Cores, server
+from tools.bench.processes import Cores, cas_command, server
 from tools.bench.report import as_json, table
 from tools.bench.rows import LARGE_BYTES, Target, all_rows
 from tools.bench.store_life import age, start
@@ -136,26 +136,16 @@ def servers_for(name: str, options: argparse.Namespace) -> Iterator[list[Measure
             return
         measured = []
         for engine in [options.engine] if options.engine else [engine.value for engine in Engine]:
-            command = _echo_command(engine) if name == "echo" else _cas_command(engine, folder)
+            command = _command(name, engine, folder)
             process = stack.enter_context(server(command, cores.server, folder / f"{name}-{engine}.log"))
             measured.append(Measured(engine, target(process.address), process))
         yield measured
 
 
-def _echo_command(engine: str) -> list[str]:
-    return [sys.executable, "-m", "tools.bench.echo_server", engine]
-
-
-def _cas_command(engine: str, folder: Path) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "lathe-cas"),
-        f"--host={HOST}",
-        "--port=0",
-        "--http-port=0",
-        f"--data-dir={folder / engine}",
-        f"--max-size-bytes={STORE_BYTES}",
-        f"--grpc-engine={engine}",
-    ]
+def _command(name: str, engine: str, folder: Path) -> list[str]:
+    if name == "echo":
+        return [sys.executable, "-m", "tools.bench.echo_server", engine]
+    return cas_command(folder / engine, STORE_BYTES, f"--grpc-engine={engine}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from tools.bench.h2load import run_h2load
 from tools.bench.message_file import write_framed
 from tools.bench.processes import run_client, server
 from tools.bench.timing import Timing
-from tools.bench.trials import Outcome, cas_command, milliseconds
+from tools.bench.trials import Outcome, lease_free_cas, milliseconds
 from tools.bench.watch import Watch
 from typing_extensions import override
 
@@ -84,7 +84,7 @@ def large_traffic(folder: Path, cores: Cores, *, quick: bool) -> LargeTrafficOut
     """Write and read large blobs at the same time, and ask about a small one meanwhile."""
     blob_bytes = QUICK_BLOB_BYTES if quick else BLOB_BYTES
     salt = secrets.token_hex(8)
-    with server(cas_command(folder / "store", LIMIT_BYTES), cores.server, folder / "cas.log") as process:
+    with server(lease_free_cas(folder / "store", LIMIT_BYTES), cores.server, folder / "cas.log") as process:
         watch = Watch(process, folder / "store" / "data.mdb", salt, 1)
         idle_find_seconds = watch.ask(IDLE_CALLS)
         with watch, _Readers(process.address, f"{salt}-read", blob_bytes, cores, folder) as readers:

@@ -26,6 +26,19 @@ CLIENT_SECONDS = 600.0
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
+def cas_command(data_dir: Path, limit_bytes: int, *flags: str) -> list[str]:
+    """Return the command of a CAS with a store of its own, on ports that the kernel chooses."""
+    return [
+        str(Path(sys.executable).parent / "lathe-cas"),
+        f"--host={HOST}",
+        "--port=0",
+        "--http-port=0",
+        f"--data-dir={data_dir}",
+        f"--max-size-bytes={limit_bytes}",
+        *flags,
+    ]
+
+
 @dataclass(frozen=True)
 class Cores:
     """Where servers and clients run, so that neither takes the other's time.

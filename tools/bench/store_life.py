@@ -18,7 +18,7 @@ from tools.bench.ageing_client import LARGEST_BYTES
 from tools.bench.blobs import make_blobs
 from tools.bench.checked_calls import FIND_MISSING, CheckedCalls
 from tools.bench.processes import run_client, server
-from tools.bench.trials import Outcome, cas_command, milliseconds
+from tools.bench.trials import Outcome, lease_free_cas, milliseconds
 from tools.bench.watch import Watch
 from typing_extensions import override
 
@@ -113,7 +113,7 @@ def age(folder: Path, cores: Cores, *, quick: bool) -> AgeingOutcome:
     limit_bytes = QUICK_LIMIT_BYTES if quick else LIMIT_BYTES
     largest_bytes = QUICK_LARGEST_BYTES if quick else LARGEST_BYTES
     salt = secrets.token_hex(8)
-    command = cas_command(folder / "store", limit_bytes)
+    command = lease_free_cas(folder / "store", limit_bytes)
     with server(command, cores.server, folder / "cas.log") as process:
         watch = Watch(process, folder / "store" / "data.mdb", salt, ASKED_DIGESTS)
         flags = [f"--address={process.address}", f"--salt={salt}", f"--limit-bytes={limit_bytes}"]
@@ -180,7 +180,7 @@ class StartOutcome(Outcome):
 def start(folder: Path, cores: Cores, *, quick: bool) -> StartOutcome:
     """Start an empty store, fill it with small blobs, and start it again."""
     blobs = QUICK_STORED_BLOBS if quick else STORED_BLOBS
-    command = cas_command(folder / "store", ROOMY_BYTES)
+    command = lease_free_cas(folder / "store", ROOMY_BYTES)
     empty = _timed_start(command, cores, folder / "empty.log", lambda _: None)
     _timed_start(command, cores, folder / "fill.log", lambda address: _fill(address, cores, blobs))
     return StartOutcome(blobs, empty, _timed_start(command, cores, folder / "full.log", lambda _: None))

@@ -5,15 +5,14 @@ They run only when ``--rows`` names them.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tools.bench.processes import HOST
+from tools.bench.processes import cas_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from tools.bench.processes import Cores
 
@@ -54,15 +53,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 
 
-def cas_command(data_dir: Path, limit_bytes: int) -> list[str]:
-    """Return the command of a CAS with a store of its own."""
-    return [
-        str(Path(sys.executable).parent / "lathe-cas"),
-        f"--host={HOST}",
-        "--port=0",
-        "--http-port=0",
-        f"--data-dir={data_dir}",
-        f"--max-size-bytes={limit_bytes}",
-        # What is measured is what happens to data that may go.
-        "--lease-seconds=0",
-    ]
+def lease_free_cas(data_dir: Path, limit_bytes: int) -> list[str]:
+    """Return the command of a CAS all of whose data may go: what is measured is what happens to that."""
+    return cas_command(data_dir, limit_bytes, "--lease-seconds=0")

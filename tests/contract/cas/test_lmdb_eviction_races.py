@@ -7,6 +7,7 @@ committed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
@@ -58,6 +59,19 @@ class HoldTheWriter(Operation[None]):
     def apply(self, batch: WriteBatch) -> None:
         self.began.set()
         assert self.go_on.wait(30)
+
+
+@contextlib.asynccontextmanager
+async def held_writer(store: LmdbStore) -> AsyncIterator[None]:
+    """Keep every write waiting within the block."""
+    hold = HoldTheWriter()
+    held = asyncio.ensure_future(store.storage.writer.submit(hold))
+    try:
+        await asyncio.to_thread(hold.began.wait, 30)
+        yield
+    finally:
+        hold.go_on.set()
+        await held
 
 
 async def put_old(store: LmdbStore) -> Digest:
@@ -124,18 +138,14 @@ async def test_what_is_found_with_its_lease_over_is_renewed_durably_before_anyon
     await store.open()
     old = await put_old(store)
     await store.settle()
-    hold = HoldTheWriter()
-    held = asyncio.ensure_future(store.storage.writer.submit(hold))
-    await asyncio.to_thread(hold.began.wait, 30)
-    found = asyncio.ensure_future(is_found(store, old, look))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not found.done()
-    assert step_of(store, old) < store.storage.step()
-    found.add_done_callback(lambda _: steps.append(step_of(store, old)))
     steps: list[int] = []
-    hold.go_on.set()
-    await held
+    async with held_writer(store):
+        found = asyncio.ensure_future(is_found(store, old, look))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not found.done()
+        assert step_of(store, old) < store.storage.step()
+        found.add_done_callback(lambda _: steps.append(step_of(store, old)))
     assert await found
     await asyncio.sleep(0)
     assert steps == [store.storage.step()]
@@ -149,16 +159,12 @@ async def test_what_is_found_with_its_lease_over_is_renewed_durably_before_anyon
 async def test_what_goes_before_its_lease_is_renewed_is_missing(store: LmdbStore, look: str) -> None:
     """A client that is told that a blob is there does not send it; so it had better be there a moment later, too."""
     old = await put_old(store)
-    hold = HoldTheWriter()
-    held = asyncio.ensure_future(store.storage.writer.submit(hold))
-    await asyncio.to_thread(hold.began.wait, 30)
-    evicting = asyncio.ensure_future(store.storage.writer.submit(large_blob(1)))
-    await asyncio.sleep(0)
-    found = asyncio.ensure_future(is_found(store, old, look))
-    for _ in range(20):
+    async with held_writer(store):
+        evicting = asyncio.ensure_future(store.storage.writer.submit(large_blob(1)))
         await asyncio.sleep(0)
-    hold.go_on.set()
-    await held
+        found = asyncio.ensure_future(is_found(store, old, look))
+        for _ in range(20):
+            await asyncio.sleep(0)
     await evicting
     # Who reads has the bytes already.
     assert await found == look.startswith("read")
@@ -174,15 +180,11 @@ async def test_what_is_told_at_once_stays_until_that_is_noted(store: LmdbStore, 
     await store.results.put("main", ACTION, StoredActionResult(b"result", [(old.key, old.size_bytes)]))
     store.now += age_seconds
     commits = store.storage.committer.commits
-    hold = HoldTheWriter()
-    held = asyncio.ensure_future(store.storage.writer.submit(hold))
-    await asyncio.to_thread(hold.began.wait, 30)
-    found = asyncio.ensure_future(is_found(store, old, look))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    at_once = found.done()
-    hold.go_on.set()
-    await held
+    async with held_writer(store):
+        found = asyncio.ensure_future(is_found(store, old, look))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        at_once = found.done()
     assert await found
     if age_seconds < LEASE_SECONDS - STEP_SECONDS:
         assert at_once, "nobody waits for nothing"

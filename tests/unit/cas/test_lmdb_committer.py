@@ -338,16 +338,22 @@ def test_stale_entries_in_the_way_are_passed_in_bounded_steps_too(environment: L
     assert environment.read_totals().blobs == 40
 
 
-@pytest.mark.usefixtures("few_at_once")
-def test_what_waited_is_refused_when_nothing_more_may_go(environment: LmdbEnvironment) -> None:
-    step = 100
+def full_with_few_to_go(environment: LmdbEnvironment, old: int) -> LmdbCommitter:
+    """Fill a store with forty small blobs; the leases of all but the first ``old`` are not over."""
+    steps = {"now": 100}
     policy = EvictionPolicy(
         40 * SMALL_BYTES, high_ratio=1.0, low_ratio=0.99, lease_seconds=1_000, touch_step_seconds=10
     )
-    group = LmdbCommitter(environment, policy, Touches(lambda: step), lambda: 1000.0, 86_400)
-    group.commit([put(seed) for seed in range(5)])
-    step = 300
-    group.commit([put(seed) for seed in range(5, 40)])
+    group = LmdbCommitter(environment, policy, Touches(lambda: steps["now"]), lambda: 1000.0, 86_400)
+    group.commit([put(seed) for seed in range(old)])
+    steps["now"] = 300
+    group.commit([put(seed) for seed in range(old, 40)])
+    return group
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_what_waited_is_refused_when_nothing_more_may_go(environment: LmdbEnvironment) -> None:
+    group = full_with_few_to_go(environment, 5)
     large = put(100, 3_000)
     small = put(200)
     assert [outcome.is_put_off for outcome in group.commit([large])] == [True]
@@ -358,14 +364,7 @@ def test_what_waited_is_refused_when_nothing_more_may_go(environment: LmdbEnviro
 
 @pytest.mark.usefixtures("few_at_once")
 def test_room_that_is_kept_for_a_large_write_refuses_no_small_one(environment: LmdbEnvironment) -> None:
-    step = 100
-    policy = EvictionPolicy(
-        40 * SMALL_BYTES, high_ratio=1.0, low_ratio=0.99, lease_seconds=1_000, touch_step_seconds=10
-    )
-    group = LmdbCommitter(environment, policy, Touches(lambda: step), lambda: 1000.0, 86_400)
-    group.commit([put(seed) for seed in range(3)])
-    step = 300
-    group.commit([put(seed) for seed in range(3, 40)])
+    group = full_with_few_to_go(environment, 3)
     outcomes = group.commit([put(100, 3_000), put(200)])
     assert outcomes[0].is_put_off
     assert outcomes[1] == Outcome(None)

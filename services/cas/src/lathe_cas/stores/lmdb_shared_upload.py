@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from lathe_cas.blob_store import Upload, UploadName
 from lathe_cas.stores.lmdb_operations import DropUpload
-from lathe_cas.stores.lmdb_upload import STAGE_BYTES, upload_key_of
+from lathe_cas.stores.lmdb_upload import STAGE_BYTES, suspend_quietly, upload_key_of
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     AbortedError,
@@ -292,14 +292,7 @@ class SharedUpload(Upload):
 
     @override
     def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
-        self._ending = asyncio.create_task(self._suspend_quietly(pieces, length))
-
-    async def _suspend_quietly(self, pieces: Sequence[memoryview], length: int) -> None:
-        try:
-            await self.suspend(pieces, length)
-        except LatheError as error:
-            # Nobody is left to tell; the client finds out when it resumes.
-            _log.info("upload_not_kept", digest=str(self.name.digest), error=str(error))
+        self._ending = asyncio.create_task(suspend_quietly(self, self.name.digest, pieces, length))
 
     @override
     async def abandon(self) -> None:

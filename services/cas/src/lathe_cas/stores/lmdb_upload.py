@@ -39,7 +39,6 @@ MAX_STAGES_IN_FLIGHT = 4
 INLINE_HASH_BYTES = records.CHUNK_BYTES
 """Up to this size bytes are hashed on the event loop: 40 µs, less than a thread switch and back costs."""
 
-
 _JOIN_BELOW_BYTES = 4 * records.CHUNK_BYTES
 """Pieces that are smaller than this on average are copied together: most chunks would have to be in any case, and each
 piece is a time to let go of the GIL."""
@@ -70,6 +69,15 @@ async def open_unnamed_lmdb_upload(
     digest = Digest(expected_hash or "0" * function.hash_length, 0, function)
     upload = await begin_upload(LmdbUpload(storage, active, _secret_name(digest)), restart=True)
     return LmdbUnnamedUpload(upload, expected_hash)
+
+
+async def suspend_quietly(upload: Upload, digest: Digest, pieces: Sequence[memoryview], length: int) -> None:
+    """Suspend an upload for a stream that is gone; what goes wrong is only logged."""
+    try:
+        await upload.suspend(pieces, length)
+    except LatheError as error:
+        # Nobody is left to tell; the client finds out when it resumes.
+        _log.info("upload_not_kept", digest=str(digest), error=str(error))
 
 
 def upload_key_of(name: UploadName) -> bytes:
@@ -359,14 +367,7 @@ class LmdbUpload(Upload):
 
     @override
     def suspend_soon(self, pieces: Sequence[memoryview] = (), length: int = 0) -> None:
-        self._ending = asyncio.create_task(self._suspend_quietly(pieces, length))
-
-    async def _suspend_quietly(self, pieces: Sequence[memoryview], length: int) -> None:
-        try:
-            await self.suspend(pieces, length)
-        except LatheError as error:
-            # Nobody is left to tell; the client finds out when it resumes.
-            _log.info("upload_not_kept", digest=str(self._digest), error=str(error))
+        self._ending = asyncio.create_task(suspend_quietly(self, self._digest, pieces, length))
 
     @override
     async def abandon(self) -> None:
