@@ -126,7 +126,8 @@ class _Group:
         gc.collect()
         gc.freeze()
         for slot in self._slots:
-            self._start(slot)
+            if not self._is_stopping:
+                self._start(slot)
         while not self._is_over():
             self._wait()
             self._start_what_is_due()
@@ -162,10 +163,15 @@ class _Group:
         slot.start_at = None
         slot.started_at = time.monotonic()
         slot.is_ready = False
-        slot.ready_pipe, ready = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
         keeper = os.getpid()
-        pid = os.fork()
+        try:
+            slot.ready_pipe, ready, pid = _fork_with_pipe()
+        except OSError as error:
+            # No process, memory or descriptor is left just now. Those that run go on.
+            _log.error("process_not_started", process=slot.number, error=str(error))
+            self._start_again_later(slot)
+            return
         if pid:
             os.close(ready)
             slot.pid = pid
@@ -261,6 +267,9 @@ class _Group:
             self._is_well &= code == 0
             return
         _log.error("process_ended", process=slot.number, pid=pid, code=code)
+        self._start_again_later(slot)
+
+    def _start_again_later(self, slot: _Slot) -> None:
         if not self._was_ready:
             # It has said why. What keeps one from starting keeps them all.
             self._is_well = False
@@ -270,6 +279,17 @@ class _Group:
         slot.failures = 1 if lived_seconds > FORGIVEN_AFTER_SECONDS else slot.failures + 1
         pause = min(FIRST_PAUSE_SECONDS * 2 ** (slot.failures - 1), LONGEST_PAUSE_SECONDS)
         slot.start_at = time.monotonic() + (0.0 if slot.failures == 1 else pause)
+
+
+def _fork_with_pipe() -> tuple[int, int, int]:
+    """Fork, with a pipe from the new process; both its ends, to read and to write, and what ``os.fork`` returns."""
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        return read, write, os.fork()
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
 
 
 def _bind_shared(name: str, host: str, port: int, count: int) -> list[socket.socket]:

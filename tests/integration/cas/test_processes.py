@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -221,6 +222,26 @@ def test_connections_wait_for_the_next_process(group: Group) -> None:
         os.kill(pid, signal.SIGKILL)
     clients = [group.client() for _ in range(10)]
     assert [len(client.missing(digest_of(b"nobody has this"))) for client in clients] == [1] * 10
+
+
+def test_a_keeper_without_descriptors_tries_again_and_the_rest_go_on(group: Group) -> None:
+    keeper = group.process.pid
+    clients = group.one_client_each()
+    # The lowest free descriptor is the first one that the limit forbids.
+    used = {int(name) for name in os.listdir(f"/proc/{keeper}/fd")}
+    first_free = min(set(range(len(used) + 1)) - used)
+    _, hard = resource.prlimit(keeper, resource.RLIMIT_NOFILE)
+    before = resource.prlimit(keeper, resource.RLIMIT_NOFILE, (first_free, hard))
+    os.kill(group.pids()[0], signal.SIGKILL)
+    eventually(lambda: group.events("process_not_started") != [], "it cannot be started")
+    data = os.urandom(1000)
+    clients[1].write(data)
+    assert clients[2].missing(digest_of(data)) == []
+    resource.prlimit(keeper, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: len(group.events("process_ready")) == PROCESSES + 1, "another one takes its place")
+    for client in group.one_client_each():
+        assert client.missing(digest_of(data)) == []
+    assert group.process.stop() == 0
 
 
 def test_nothing_is_left_when_the_keeper_is_killed(group: Group) -> None:
