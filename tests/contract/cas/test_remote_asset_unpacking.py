@@ -165,6 +165,16 @@ def zip_link(name: str) -> zipfile.ZipInfo:
     return info
 
 
+def described(kind: bytes, description: bytes, times: int = 1) -> bytes:
+    """Make a tar of one file with headers in front of its own."""
+    header = member("description", kind, len(description)).tobuf(format=tarfile.GNU_FORMAT)
+    padding = bytes(-len(description) % tarfile.BLOCKSIZE)
+    return (header + description + padding) * times + tar({"a": b"1"})
+
+
+COMMENT = b"21 comment=some text\n"
+
+
 def cut_off_between_files() -> bytes:
     """Make a gzip whose end is missing, and whose beginning is one whole file of a tar."""
     compressor = zlib.compressobj(wbits=31)
@@ -187,6 +197,13 @@ REFUSED = {
     "twice": tar({"a": b"1"}, member("a", size=5)),
     "file and directory": tar({"a": b"1", "a/b": b"2"}),
     "directory and file": tar({"a/b": b"2", "a": b"1"}),
+    "file at the root": tar({}, member("./", size=100)),
+    "pax header without records": described(tarfile.XHDTYPE, b"1" * 1000),
+    "pax header whose records overlap": described(tarfile.XHDTYPE, b"3 a" * 300 + b"=1\n"),
+    "pax header that goes on and on": described(tarfile.XGLTYPE, COMMENT * 20_000),
+    "pax header with a path without end": described(tarfile.XHDTYPE, b"6000 path=" + b"a" * 5989 + b"\n"),
+    "pax header of a sparse file": described(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n"),
+    "header after header": described(tarfile.XHDTYPE, COMMENT, times=9),
     "too deep": tar({"/".join(["d"] * 65): b""}),
     "nothing": b"",
     "no archive": b"certainly not an archive" * 100,
@@ -215,8 +232,16 @@ async def test_a_header_cannot_make_us_read_without_end(unpacking: Unpacking) ->
     # A pax header of a gigabyte, which as zeros is a megabyte of gzip.
     header = member("pax", tarfile.XHDTYPE, 1 << 30).tobuf()
 
-    with pytest.raises(ArchiveError, match="at once"):
+    with pytest.raises(ArchiveError, match="a header of 1073741824 bytes"):
         await unpacking(gzip.compress(header + bytes(1_000_000)))
+
+
+@in_memory
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+async def test_headers_that_say_nothing_of_use_do_no_harm(unpacking: Unpacking, kind: bytes) -> None:
+    root = await unpacking(described(kind, COMMENT, times=8))
+
+    assert await unpacking.files(root) == {"a": b"1"}
 
 
 @in_memory
@@ -245,6 +270,9 @@ async def test_bounds_on_entries_and_bytes(unpacking: Unpacking, form: str) -> N
     await unpacking(make({"a": bytes(1_000_000), "b": bytes(1_000_000), "c": b""}))
     with pytest.raises(ResourceExhaustedError, match="remote_asset_max_entries"):
         await unpacking(make(dict.fromkeys("abcd", b"")))
+    await unpacking(make({"a/b/c": b""}))
+    with pytest.raises(ResourceExhaustedError, match="remote_asset_max_entries"):
+        await unpacking(make({"a/b/c/d": b""}))
     with pytest.raises(ResourceExhaustedError, match="remote_asset_max_unpacked_bytes"):
         await unpacking(make({"a": bytes(1_000_000), "b": bytes(1_000_001)}))
 

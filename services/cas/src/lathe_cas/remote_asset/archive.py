@@ -17,10 +17,9 @@ import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
-from typing_extensions import override
-
 from lathe_cas.remote_asset.decompression import ForwardReader
 from lathe_cas.remote_asset.spool import Spool
+from lathe_cas.remote_asset.tar_headers import TarHeaders
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, ResourceExhaustedError
 
@@ -113,6 +112,7 @@ class ArchiveReader:
         self._limits = limits
         self._spool_directory = spool_directory
         self._entries = 0
+        self._parents: set[tuple[str, ...]] = set()
         self._left_bytes = limits.max_bytes
 
     def entries(self) -> Iterator[ArchiveEntry]:
@@ -130,21 +130,25 @@ class ArchiveReader:
             raise ArchiveError(f"the archive cannot be read: {str(error) or type(error).__name__}") from error
 
     def _tar_entries(self) -> Iterator[ArchiveEntry]:
-        reader = _HeaderWatch(self._file)
+        reader = ForwardReader(self._file, _MAX_READ_BYTES)
+        headers = TarHeaders(reader)
         # What it needs of a file that it reads is this much.
-        with tarfile.open(fileobj=cast("IO[bytes]", reader), mode="r:") as tar:
+        with tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # Or it keeps all of them.
                 vars(tar)["members"].clear()
                 if not self._counts(member.name):
+                    if not member.isdir():
+                        # Else its bytes would be passed over, however many they are.
+                        raise ArchiveError(f"{member.name!r} is not a name for a file in an archive")
                     continue
                 if member.isdir():
-                    yield ArchiveEntry(self._path(member.name))
+                    yield self._directory_entry(member.name)
                 elif member.isreg() and not member.issparse():
                     yield self._file_entry(member.name, reader, member.size, bool(member.mode & stat.S_IXUSR))
                 else:
                     raise _refused(member.name)
-        if reader.last_read.strip(b"\0"):
+        if headers.last_read.strip(b"\0"):
             # It takes a header that it does not understand for the end.
             raise ArchiveError("the archive is malformed behind its first files")
 
@@ -155,7 +159,7 @@ class ArchiveReader:
                     continue
                 mode = info.external_attr >> 16
                 if info.is_dir():
-                    yield ArchiveEntry(self._path(info.filename))
+                    yield self._directory_entry(info.filename)
                 elif stat.S_IFMT(mode) in (0, stat.S_IFREG):
                     with archive.open(info) as content:
                         yield self._file_entry(info.filename, content, info.file_size, bool(mode & stat.S_IXUSR))
@@ -164,12 +168,15 @@ class ArchiveReader:
 
     def _counts(self, name: str) -> bool:
         """Count an entry; False if it is the root itself."""
+        self._count()
+        return name.strip("/") not in ("", ".")
+
+    def _count(self) -> None:
         self._entries += 1
         if self._entries > self._limits.max_entries:
             raise ResourceExhaustedError(
                 f"the archive has more than {self._limits.max_entries} entries (setting remote_asset_max_entries)"
             )
-        return name.strip("/") not in ("", ".")
 
     def _path(self, name: str) -> tuple[str, ...]:
         if name.startswith("/") or "\0" in name or "\\" in name or not _is_unicode(name):
@@ -179,7 +186,18 @@ class ArchiveReader:
             raise ArchiveError(f"{name!r} leads out of the archive")
         if len(parts) > self._limits.max_depth:
             raise ArchiveError(f"{name[:200]!r} is more than {self._limits.max_depth} directories deep")
+        # Directories that have no entry of their own: each entry may name as many as it is deep.
+        parent = parts[:-1]
+        while parent and parent not in self._parents:
+            self._count()
+            self._parents.add(parent)
+            parent = parent[:-1]
         return parts
+
+    def _directory_entry(self, name: str) -> ArchiveEntry:
+        path = self._path(name)
+        self._parents.add(path)
+        return ArchiveEntry(path)
 
     def _file_entry(self, name: str, content: _Readable, size_bytes: int, is_executable: bool) -> ArchiveEntry:
         path = self._path(name)
@@ -224,19 +242,6 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-class _HeaderWatch(ForwardReader):
-    """Remembers what was read last, which at the end is the header that made tarfile stop."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file, _MAX_READ_BYTES)
-        self.last_read = b""
-
-    @override
-    def read(self, size: int) -> bytes:
-        self.last_read = super().read(size)
-        return self.last_read
 
 
 class _BoundedFile:
