@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 
 import pytest
@@ -16,14 +15,15 @@ from lathe_cas.remote_asset.qualifiers import (
     parse_integrity,
 )
 from lathe_protos import asset
-from lathe_shared.digest import DigestFunction
+from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError
 
 URIS = ("https://one/a", "https://two/a")
 
 
 def integrity(algorithm: str, data: bytes = b"content") -> str:
-    return f"{algorithm}-{base64.b64encode(hashlib.new(algorithm, data).digest()).decode()}"
+    hash_ = bytes.fromhex(Digest.of(data, DigestFunction[algorithm.upper()]).hash)
+    return f"{algorithm}-{base64.b64encode(hash_).decode()}"
 
 
 def qualifier(name: str, value: str = "") -> asset.Qualifier:
@@ -42,9 +42,11 @@ def test_names_are_unique_and_not_empty(names: list[str]) -> None:
         identity([qualifier(name, str(place)) for place, name in enumerate(names)])
 
 
-@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
-def test_each_algorithm_of_subresource_integrity_is_read(algorithm: str) -> None:
-    expected = Checksum(DigestFunction[algorithm.upper()], hashlib.new(algorithm, b"content").hexdigest())
+# Those of Subresource Integrity, and the others that Bazel's "integrity" takes.
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512", "blake3", "sha1"])
+def test_each_algorithm_that_clients_send_is_read(algorithm: str) -> None:
+    function = DigestFunction[algorithm.upper()]
+    expected = Checksum(function, Digest.of(b"content", function).hash)
 
     assert parse_integrity(integrity(algorithm)) == (expected,)
     assert parse_integrity(f"  md5-xyz {integrity(algorithm)}?option=1\n") == (expected,)

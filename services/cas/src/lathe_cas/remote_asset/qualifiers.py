@@ -33,8 +33,15 @@ AUTH_HEADERS = "bazel.auth_headers"
 HEADER_PREFIX = "http_header:"
 HEADER_OF_URL_PREFIX = "http_header_url:"
 
-_ALGORITHMS = {"sha256": DigestFunction.SHA256, "sha384": DigestFunction.SHA384, "sha512": DigestFunction.SHA512}
-"""Spec: W3C, Subresource Integrity, "cryptographic hash functions"."""
+_ALGORITHMS = {
+    "sha256": DigestFunction.SHA256,
+    "sha384": DigestFunction.SHA384,
+    "sha512": DigestFunction.SHA512,
+    "blake3": DigestFunction.BLAKE3,
+    "sha1": DigestFunction.SHA1,
+}
+"""Spec: W3C, Subresource Integrity, "cryptographic hash functions", has the first three. Bazel's ``integrity`` takes
+all of them, and Bazel sends what it was given."""
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 """Spec: RFC 9110 section 5.6.2, token."""
