@@ -17,6 +17,8 @@ import zstandard
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_access_log import GROUP_KEY, decode_keys
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
+from lathe_cas.stores.lmdb_upload import STAGE_BYTES
+from lathe_cas.upload_session import max_compressed_bytes
 from lathe_shared.digest import Digest, DigestFunction
 
 if TYPE_CHECKING:
@@ -120,7 +122,13 @@ def _count_blobs(txn: lmdb.Transaction[bytes], env: LmdbEnvironment, chunks: _Ch
         assert digest.key == key
         assert digest.size_bytes == record.size_bytes
         assert record.stored_bytes == sum(map(len, pieces))
-        assert record.stored_bytes < record.size_bytes if record.compression else record.stored_bytes == len(data)
+        if record.compression:
+            # What a client compressed stays as it came once it is staged, be it longer.
+            assert record.stored_bytes < len(data) or (
+                STAGE_BYTES <= record.stored_bytes <= max_compressed_bytes(len(data))
+            )
+        else:
+            assert record.stored_bytes == len(data)
         assert record.disk_bytes == _disk_bytes(pieces) + records.INDEX_OVERHEAD_BYTES
         assert record.storage_id < count.totals.next_storage_id
         count.blobs[digest] = record.step

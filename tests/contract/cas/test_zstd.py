@@ -253,6 +253,17 @@ async def test_what_compressing_made_larger_is_stored_plain(lmdb: LmdbStore, siz
     assert lmdb.blobs.status().counters["compressed_blobs"] == 0
 
 
+async def test_what_is_longer_than_its_blob_leaves_a_batch_decompressed(lmdb: LmdbStore) -> None:
+    data = encoded(content(6 * STAGE))[: 2 * STAGE]
+    digest = Digest.of(data)
+    # Staged as it came, with a frame behind it that decoders skip.
+    stream = encoded(data) + b"\x50\x2a\x4d\x18" + (100_000).to_bytes(4, "little") + bytes(100_000)
+    assert len(stream) > len(data) == 2 * STAGE
+    await upload_zstd(lmdb.blobs, zstd_name(digest), stream)
+    assert await read_zstd(lmdb.blobs, digest) == stream
+    assert await lmdb.blobs.read_many_as_stored([digest]) == [(Compressor.IDENTITY, data)]
+
+
 async def test_a_store_compresses_what_is_worth_it(compressing: LmdbStore) -> None:
     store = compressing.blobs
     worth, small = content(10_000), content(100)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from lathe_cas.batch_responses import batch_read_response, batch_update_response
+from lathe_cas.batch_responses import MAX_RESPONSE_BYTES, batch_read_response, batch_update_response
 from lathe_cas.tree_walk import TreeWalk
 from lathe_shared import cas_wire
 from lathe_shared.compressor import Compressor, offered_text
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from lathe_shared.instance_name import InstanceNames
 
 _COMPRESSOR_VALUES = frozenset(Compressor)
+
+_FRAMING_SHARE = 32
+"""Beyond what clients accept unless they were told otherwise, a response is as long as a batch may be and this part of
+it, for what frames the blobs."""
 
 
 class ContentAddressableStorageServicer(Servicer):
@@ -53,6 +57,9 @@ class ContentAddressableStorageServicer(Servicer):
         self._instance_names = instance_names
         self._functions = functions
         self._max_batch_bytes = max_batch_total_size_bytes
+        self._max_response_bytes = max(
+            MAX_RESPONSE_BYTES, max_batch_total_size_bytes + max_batch_total_size_bytes // _FRAMING_SHARE
+        )
         self._counters = counters
 
     @override
@@ -98,8 +105,8 @@ class ContentAddressableStorageServicer(Servicer):
                     places.append(place)
                     continue
                 self._check_compressor("compressor", item.compressor)
+                self._check_decoded(zstd_room_bytes - digest.size_bytes)
                 zstd_room_bytes -= digest.size_bytes
-                self._check_decoded(zstd_room_bytes)
             except LatheError as error:
                 outcomes[place] = error
                 continue
@@ -137,7 +144,7 @@ class ContentAddressableStorageServicer(Servicer):
                 continue
             outcomes[place] = blob
             self._counters.sent_bytes += len(blob[1] if isinstance(blob, tuple) else blob)
-        return batch_read_response([wire for wire, _, _ in request.digests], outcomes)
+        return batch_read_response([wire for wire, _, _ in request.digests], outcomes, self._max_response_bytes)
 
     async def _get_tree(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
         request = cas_wire.read_get_tree(data, self._functions)

@@ -242,7 +242,8 @@ class LmdbBlobStore(BlobStore):
             except StoredCompressedError as compressed:
                 reads, record = self._compressed_reads, compressed.record
                 try:
-                    if decodes:
+                    # A stream that was staged may be longer than the blob, and so than a batch that has room for it.
+                    if decodes or record.stored_bytes > digest.size_bytes:
                         return Compressor.IDENTITY, reads.whole(digest, record)
                     return Compressor.ZSTD, b"".join(reads.stored(digest, record))
                 except BlobNotFoundError:
