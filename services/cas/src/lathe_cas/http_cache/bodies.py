@@ -120,8 +120,10 @@ def asked_range(request: web.Request, size_bytes: int, entity_tag: str) -> ByteR
     Raises:
         RefusedError: The range has no byte of the blob.
 
-    Spec: RFC 9110, section 14.2, Range; section 13.1.5, If-Range.
+    Spec: RFC 9110, section 14.2, Range, which is for GET alone; section 13.1.5, If-Range.
     """
+    if request.method != "GET":
+        return None
     if "Range" not in request.headers or request.headers.get("If-Range", entity_tag) != entity_tag:
         return None
     try:
