@@ -254,6 +254,36 @@ async def test_many_who_ask_at_once_share_a_download(assets: Assets, origin: Htt
     assert len(origin.asked) == 1
 
 
+@in_memory
+async def test_nobody_is_held_to_the_patience_of_another(assets: Assets, origin: HttpOrigin) -> None:
+    origin.waits["/content"] = threading.Event()
+    impatient = asyncio.create_task(assets.fetch(origin.uri("/content"), timeout_seconds=0.2))
+    await asyncio.to_thread(origin.wait_asked)
+    patient = asyncio.create_task(assets.fetch(origin.uri("/content")))
+
+    assert isinstance(error_of(await impatient), DeadlineExceededError)
+    origin.waits["/content"].set()
+    assert digest_of(await patient) == Digest.of(CONTENT)
+
+
+@in_memory
+@pytest.mark.parametrize(("oldest_after_seconds", "downloads"), [(0, 1), (3, 2), (5, 2), (3_600, 1)])
+async def test_a_download_that_began_too_early_is_no_answer(
+    assets: Assets, origin: HttpOrigin, clock: FakeClock, oldest_after_seconds: float, downloads: int
+) -> None:
+    origin.waits["/content"] = threading.Event()
+    oldest = clock.wall_seconds() + oldest_after_seconds
+    first = asyncio.create_task(assets.fetch(origin.uri("/content")))
+    await asyncio.to_thread(origin.wait_asked)
+    await clock.advance(5)
+    second = asyncio.create_task(assets.fetch(origin.uri("/content"), oldest_accepted=oldest))
+    await asyncio.sleep(0)
+    origin.waits["/content"].set()
+
+    assert digest_of(await first) == digest_of(await second) == Digest.of(CONTENT)
+    assert len(origin.asked) == downloads
+
+
 async def test_a_redirect_is_followed_without_passwords_to_elsewhere(assets: Assets, origin: HttpOrigin) -> None:
     with HttpOrigin({"/there": Answer(b"there")}) as other:
         origin.answers["/near"] = Answer(status=307, headers={"Location": "/far"})

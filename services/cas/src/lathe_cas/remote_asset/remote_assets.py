@@ -213,7 +213,15 @@ class RemoteAssets:
     async def _retrieve(self, request: FetchRequest, uri: str, terms: FetchTerms) -> Asset:
         name = request.name(uri)
         timeout_seconds = min(request.timeout_seconds or self._options.timeout_seconds, self._options.timeout_seconds)
-        return await self._work.once(name, lambda: self._download(name, terms, timeout_seconds))
+        asked_at = self._wall_seconds()
+        # Nobody is held to the patience of another client.
+        key = (name, timeout_seconds)
+        asset = await self._work.once(key, lambda: self._download(name, terms, timeout_seconds))
+        if asset.retrieved_at < request.oldest_accepted <= asked_at:
+            # It was under way already, and began too early. A time to come is met by none: clients that send one want
+            # no content that was kept, and have to find what their last try began.
+            asset = await self._work.once(key, lambda: self._download(name, terms, timeout_seconds))
+        return asset
 
     async def _download(self, name: AssetName, terms: FetchTerms, timeout_seconds: float) -> Asset:
         started_at = self._wall_seconds()
