@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 
 import pytest
 from tests.contract.cas.memory_stores import MemoryActionResultStore, MemoryBlobStore
 
 from lathe_cas.action_cache import MAX_TREE_BYTES, ActionCache
 from lathe_cas.action_result_store import StoredActionResult
-from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES
+from lathe_cas.tree_walk import INLINE_PARSE_BYTES, MAX_DIRECTORY_BYTES
 from lathe_protos import reapi
 from lathe_shared.digest import EMPTY_DIGEST, Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError
 from lathe_shared.testing.builders import BlobSet
+from lathe_shared.wire import message_field
 
 ACTION = Digest.of(b"action")
 
@@ -338,3 +340,26 @@ async def test_a_result_that_was_replaced_while_its_tree_was_read_stays_replaced
     fixture.results.results["main", ACTION] = StoredActionResult(b"\x20\x07", [])
     assert await reading == b"\x20\x07"
     assert await fixture.get() == b"\x20\x07"
+
+
+@pytest.mark.parametrize("kind", ["tree", "root"])
+@pytest.mark.parametrize("files", [100, 5_000])
+async def test_a_large_directory_keeps_nobody_waiting(kind: str, files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = Fixture()
+    directory = bytes(reapi.Directory(files=[fixture.file(f"{number:05}", b"%d" % number) for number in range(files)]))
+    is_large = len(directory) > INLINE_PARSE_BYTES
+    message = message_field(1, directory) if kind == "tree" else directory
+    result = (with_tree if kind == "tree" else with_root)(fixture.set.add(message))
+    fixture.upload()
+    threads: set[threading.Thread] = set()
+    parse = Digest.parse
+
+    def watched(hash_: str, size_bytes: int, function: DigestFunction, field: str) -> Digest:
+        if field.startswith(("tree ", "directory ")):
+            threads.add(threading.current_thread())
+        return parse(hash_, size_bytes, function, field)
+
+    monkeypatch.setattr(Digest, "parse", watched)
+    await fixture.cache.update("main", ACTION, result)
+    assert await fixture.get() == result
+    assert [thread is threading.current_thread() for thread in threads] == [not is_large]

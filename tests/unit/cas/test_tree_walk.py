@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from typing_extensions import override
 from lathe_cas import tree_walk
 from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES, MAX_PAGE_BYTES, TreeWalk, _DirectoryQueue, read_together
 from lathe_protos import reapi
+from lathe_shared import tree_wire
 from lathe_shared.digest import EMPTY_DIGEST, Digest, DigestFunction
 from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, ResourceExhaustedError
 from lathe_shared.testing.builders import BlobSet
+from lathe_shared.tree_wire import DirectoryContents
+from lathe_shared.wire import message_field, string_field
 
 FILES = {"a/x/1": b"1", "a/y/2": b"2", "b/3": b"3", "c/x/1": b"1", "d/": b""}
 
@@ -241,3 +245,21 @@ def test_what_is_read_together_is_bounded() -> None:
     large = [Digest("0" * 64, MAX_PAGE_BYTES + 1) for _ in range(3)]
     assert len(read_together(large)) == 1
     assert len(read_together([small[0], *large])) == 1
+
+
+@pytest.mark.parametrize("entries", [100, 5_000])
+async def test_a_large_directory_keeps_nobody_waiting(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryBlobStore()
+    child = reapi.DirectoryNode(digest=Digest.of(b"absent").to_message())
+    root = b"".join(message_field(2, bytes(child) + string_field(1, f"{number:05}")) for number in range(entries))
+    store.put(Digest.of(root), root)
+    threads: list[threading.Thread] = []
+
+    def read_directory(data: bytes) -> DirectoryContents:
+        threads.append(threading.current_thread())
+        return tree_wire.read_directory(data)
+
+    monkeypatch.setattr(tree_walk, "read_directory", read_directory)
+    assert len(await walk(store, Digest.of(root))) == 1
+    is_large = len(root) > tree_walk.INLINE_PARSE_BYTES
+    assert [thread is threading.current_thread() for thread in threads] == [not is_large]

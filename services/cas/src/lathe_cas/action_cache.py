@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
 from lathe_cas.soon import settled
-from lathe_cas.tree_walk import MAX_DIRECTORY_BYTES, read_together
+from lathe_cas.tree_walk import INLINE_PARSE_BYTES, MAX_DIRECTORY_BYTES, read_together
 from lathe_shared.action_result_wire import read_references
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError
@@ -31,9 +31,6 @@ References = dict[tuple[bytes, int], None]
 
 MAX_TREE_BYTES = 256 << 20
 """Largest Tree that is read to see what it names: some two million files."""
-
-_INLINE_PARSE_BYTES = 256 << 10
-"""Trees up to this size are parsed on the event loop, in a few milliseconds."""
 
 
 class ActionCache:
@@ -117,11 +114,10 @@ class ActionCache:
         (data,) = await self._blobs.read_many([tree])
         if data is None:
             return False
-        if len(data) <= _INLINE_PARSE_BYTES:
-            files = tree_file_digests(data)
+        if len(data) <= INLINE_PARSE_BYTES:
+            _add_tree_files(references, tree, data)
         else:
-            files = await asyncio.to_thread(tree_file_digests, data)
-        _add(references, files, tree.function, f"tree {tree}")
+            await asyncio.to_thread(_add_tree_files, references, tree, data)
         return True
 
     async def _add_directories(self, references: References, roots: Sequence[Digest]) -> bool:
@@ -143,15 +139,29 @@ class ActionCache:
                 if data is None:
                     complete = False
                     continue
-                contents = read_directory(data)
-                field = f"directory {digest}"
-                _add(references, ((f.hash, f.size_bytes) for f in contents.files), digest.function, field)
-                children = ((d.hash, d.size_bytes) for d in contents.directories)
-                for child in _digests(children, digest.function, field):
+                if len(data) <= INLINE_PARSE_BYTES:
+                    children = _add_files(references, digest, data)
+                else:
+                    children = await asyncio.to_thread(_add_files, references, digest, data)
+                for child in children:
                     if child not in seen:
                         seen.add(child)
                         queue.append(child)
         return complete
+
+
+def _add_tree_files(references: References, tree: Digest, data: bytes) -> None:
+    """Add the files of a Tree."""
+    _add(references, tree_file_digests(data), tree.function, f"tree {tree}")
+
+
+def _add_files(references: References, directory: Digest, data: bytes) -> list[Digest]:
+    """Add the files of a Directory; return the directories in it."""
+    contents = read_directory(data)
+    field = f"directory {directory}"
+    _add(references, ((file.hash, file.size_bytes) for file in contents.files), directory.function, field)
+    children = ((child.hash, child.size_bytes) for child in contents.directories)
+    return _digests(children, directory.function, field)
 
 
 def _digests(named: Iterable[tuple[str, int]], function: DigestFunction, field: str) -> list[Digest]:

@@ -8,6 +8,7 @@ Spec: REAPI, ContentAddressableStorage.GetTree.
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections import deque
 from itertools import islice
@@ -30,6 +31,9 @@ MAX_PAGE_DIRECTORIES = 10_000
 
 MAX_DIRECTORY_BYTES = 64 << 20
 """Largest blob that is read as a Directory: some 600,000 files."""
+
+INLINE_PARSE_BYTES = 256 << 10
+"""Up to this size messages are taken apart on the event loop, in some 30 ms. Large ones would take it for seconds."""
 
 MAX_TREE_DIRECTORIES = 1 << 20
 """Distinct Directories of one tree: more than the largest source trees have by far. Each takes 110 to 140 bytes as long
@@ -88,7 +92,10 @@ class TreeWalk:
                 if data is None and position == 0:
                     raise BlobNotFoundError(digest)
                 if data is not None:
-                    self._add_children(digest, data, queue)
+                    if len(data) <= INLINE_PARSE_BYTES:
+                        self._add_children(digest, data, queue)
+                    else:
+                        await asyncio.to_thread(self._add_children, digest, data, queue)
                     if position >= self._start:
                         yield position, data
                 position += 1
