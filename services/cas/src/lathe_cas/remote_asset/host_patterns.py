@@ -69,14 +69,18 @@ def is_public(address: str) -> bool:
     if isinstance(parsed, ipaddress.IPv6Address):
         # An IPv4 address in one of its disguises goes where that goes.
         inner = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo[1] if parsed.teredo else None)
+        if inner is None and parsed in _NAT64:
+            inner = ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF)
         if inner is not None:
-            return inner.is_global
-        if parsed in _NAT64:
-            return ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF).is_global
+            return inner.is_global and not inner.is_multicast
+        # What lies outside has a meaning of its own network's, such as another prefix for IPv4 addresses.
+        return parsed in _GLOBAL_UNICAST and parsed.is_global
     return parsed.is_global and not parsed.is_multicast
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+"""Spec: IANA, Internet Protocol Version 6 Address Space."""
 
 
 def _is_host(host: str, *, may_be_address: bool) -> bool:
