@@ -215,10 +215,10 @@ class _ByteStream(Servicer):
         resource = parse_read(request.resource_name)
         self._cas.instances.check(resource.instance_name)
         blob = self._cas.require(resource.digest)
-        if request.read_offset < 0 or request.read_limit < 0:
-            raise InvalidArgumentError("read_offset", "negative offsets and limits are not accepted")
-        if request.read_offset > len(blob):
-            raise OutOfRangeError(f"offset {request.read_offset} is beyond the {len(blob)} bytes of the blob")
+        if request.read_limit < 0:
+            raise InvalidArgumentError("read_limit", "a negative limit is not accepted")
+        if not 0 <= request.read_offset <= len(blob):
+            raise OutOfRangeError(f"offset {request.read_offset} is not within the {len(blob)} bytes of the blob")
         end = request.read_offset + request.read_limit if request.read_limit else len(blob)
         for start in range(request.read_offset, min(end, len(blob)), READ_CHUNK_BYTES):
             yield bytes_field(10, blob[start : min(start + READ_CHUNK_BYTES, end)])

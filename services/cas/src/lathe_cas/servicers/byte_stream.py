@@ -15,7 +15,7 @@ from lathe_cas.upload_runner import run_upload
 from lathe_cas.upload_session import UploadSession
 from lathe_shared import cas_wire
 from lathe_shared.compressor import Compressor
-from lathe_shared.errors import InvalidArgumentError, LatheError
+from lathe_shared.errors import InvalidArgumentError, LatheError, OutOfRangeError
 from lathe_shared.resource_name import ReadResource, WriteResource, parse_read, parse_write
 from lathe_shared.service_boundary import (
     EndedBy,
@@ -97,7 +97,8 @@ class ByteStreamServicer(Servicer):
         request = cas_wire.read_read_request(data)
         resource = self._served(parse_read(request.resource_name, self._functions))
         if request.read_offset < 0:
-            raise InvalidArgumentError("read_offset", f"{request.read_offset} is negative")
+            # Spec: ReadRequest.read_offset, which has one error for what is before the blob and what is behind it.
+            raise OutOfRangeError(f"read_offset {request.read_offset} is negative")
         if request.read_limit < 0:
             raise InvalidArgumentError("read_limit", f"{request.read_limit} is negative")
         if request.read_limit and resource.compressor is not Compressor.IDENTITY:
