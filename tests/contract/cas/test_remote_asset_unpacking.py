@@ -262,6 +262,32 @@ async def test_a_zip_cannot_make_us_read_a_huge_directory(unpacking: Unpacking) 
 
 
 @in_memory
+async def test_entries_of_a_zip_are_counted_before_there_is_an_object_for_each(
+    unpacking: Unpacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(dict.fromkeys("abcd", b""))
+    unpacking.limits = ArchiveLimits(max_entries=3)
+    monkeypatch.setattr(zipfile, "ZipInfo", None)
+
+    with pytest.raises(ResourceExhaustedError, match="remote_asset_max_entries"):
+        await unpacking(archive)
+
+
+@in_memory
+async def test_a_zip_within_a_zip_is_no_directory(unpacking: Unpacking) -> None:
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        for name in "abcd":
+            archive.writestr(name, b"")
+    outer = io.BytesIO()
+    with zipfile.ZipFile(outer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("inner.zip", inner.getvalue())
+    unpacking.limits = ArchiveLimits(max_entries=3)
+
+    assert await unpacking.files(await unpacking(outer.getvalue())) == {"inner.zip": inner.getvalue()}
+
+
+@in_memory
 @pytest.mark.parametrize("form", ["tar.gz", "zip"])
 async def test_bounds_on_entries_and_bytes(unpacking: Unpacking, form: str) -> None:
     make = FORMS[form]

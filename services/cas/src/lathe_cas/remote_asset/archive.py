@@ -37,6 +37,9 @@ _MAX_READ_BYTES = 16 << 20
 
 _PIECE_BYTES = 1 << 20
 
+_ZIP_ENTRY = b"PK\1\2"
+"""What each entry of a zip's directory begins with."""
+
 _MALFORMED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -153,7 +156,10 @@ class ArchiveReader:
             raise ArchiveError("the archive is malformed behind its first files")
 
     def _zip_entries(self) -> Iterator[ArchiveEntry]:
-        with zipfile.ZipFile(cast("IO[bytes]", _BoundedFile(self._file))) as archive:
+        file = _BoundedFile(self._file, self._limits.max_entries)
+        with zipfile.ZipFile(cast("IO[bytes]", file)) as archive:
+            # From here on it reads what files hold.
+            file.max_entries = None
             for info in archive.infolist():
                 if not self._counts(info.filename):
                     continue
@@ -174,9 +180,7 @@ class ArchiveReader:
     def _count(self) -> None:
         self._entries += 1
         if self._entries > self._limits.max_entries:
-            raise ResourceExhaustedError(
-                f"the archive has more than {self._limits.max_entries} entries (setting remote_asset_max_entries)"
-            )
+            raise _too_many(self._limits.max_entries)
 
     def _path(self, name: str) -> tuple[str, ...]:
         if name.startswith("/") or "\0" in name or "\\" in name or not _is_unicode(name):
@@ -236,6 +240,10 @@ def _refused(name: str) -> ArchiveError:
     return ArchiveError(f"{name!r} in the archive is no file or directory, which is all that is taken")
 
 
+def _too_many(max_entries: int) -> ResourceExhaustedError:
+    return ResourceExhaustedError(f"the archive has more than {max_entries} entries (setting remote_asset_max_entries)")
+
+
 def _is_unicode(name: str) -> bool:
     try:
         name.encode()
@@ -245,20 +253,32 @@ def _is_unicode(name: str) -> bool:
 
 
 class _BoundedFile:
-    """A file of which not too much is read at once."""
+    """A file of which not too much is read at once.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Args:
+        file: The file.
+        max_entries: How many entries of a zip's directory may be read at once, since zipfile makes an object of each,
+            some 500 bytes, before anybody can count them; None for what is no directory.
+    """
+
+    def __init__(self, file: IO[bytes], max_entries: int | None) -> None:
+        self.max_entries = max_entries
         self._file = file
         self.seek = file.seek
         self.tell = file.tell
         self.seekable = file.seekable
 
     def read(self, size: int = -1) -> bytes:
+        # The end of the file, in which zipfile looks for its directory, is asked for without a size.
+        is_directory = self.max_entries is not None and size >= 0
         if size < 0:
             size = _MAX_READ_BYTES
         if size > _MAX_READ_BYTES:
             raise ValueError(f"{size} bytes are asked for at once")
-        return self._file.read(size)
+        data = self._file.read(size)
+        if is_directory and self.max_entries is not None and data.count(_ZIP_ENTRY) > self.max_entries:
+            raise _too_many(self.max_entries)
+        return data
 
     def close(self) -> None:
         """Leave the file open: it is not this object's."""
