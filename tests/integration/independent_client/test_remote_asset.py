@@ -121,6 +121,18 @@ def test_what_was_pushed_is_fetched(assets: Any, own: IndependentClient) -> None
     assert (answer.status.code, answer.uri, answer.blob_digest) == (0, "urn:uuid:2", digest)
 
 
+def test_the_last_of_all_times_is_never(assets: Any, own: IndependentClient) -> None:
+    (digest,) = own.store(b"pushed for ever")
+    last = {"seconds": 253_402_300_799, "nanos": 999_999_999}
+    assets.push.PushBlob(
+        assets.m.PushBlobRequest(instance_name=INSTANCE, uris=["urn:ever"], blob_digest=digest, expire_at=last)
+    )
+
+    answer = fetch_blob(assets, "urn:ever")
+
+    assert (answer.status.code, answer.blob_digest, answer.expires_at.seconds) == (0, digest, last["seconds"])
+
+
 @pytest.mark.parametrize(
     ("uri", "code"),
     [

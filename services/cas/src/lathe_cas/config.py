@@ -129,7 +129,10 @@ class CasSettings(ServiceSettings):
         default=600.0, gt=0, description="how long one download may take, unless a client asks for less"
     )
     remote_asset_max_age_seconds: float = Field(
-        default=3600.0, ge=0, description="how long a download whose checksum nobody gave answers for its address"
+        default=3600.0,
+        ge=0,
+        le=MAX_RETENTION_SECONDS,
+        description="how long a download whose checksum nobody gave answers for its address",
     )
     remote_asset_max_entries: int = Field(
         default=100_000, ge=1, description="files and directories of one archive at most"

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 FetchMessageT = TypeVar("FetchMessageT", asset.FetchBlobRequest, asset.FetchDirectoryRequest)
 
+_LAST_SECONDS = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC).timestamp()
+"""Spec: google.protobuf.Timestamp, up to the year 9999."""
+
 MAX_URIS = 100
 """Addresses in one request: far more than anybody has mirrors, and each may cost a download."""
 
@@ -180,4 +183,5 @@ def _status(outcome: FetchOutcome) -> rpc.Status:
 
 
 def _time(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    # The last moment that a Timestamp can say stands for "never", and becomes more than that as a float.
+    return datetime.datetime.fromtimestamp(min(seconds, _LAST_SECONDS), datetime.UTC)
