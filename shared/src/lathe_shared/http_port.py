@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from typing_extensions import override
 
 if TYPE_CHECKING:
@@ -40,6 +42,18 @@ MAX_CONNECTIONS = 1_000
 
 _SHARE_OF_DESCRIPTORS = 4
 """A quarter of the process's descriptors at most: gRPC and files need the others."""
+
+
+_log = logging.getLogger("aiohttp.server")
+
+
+def _is_our_fault(record: logging.LogRecord) -> bool:
+    """Tell errors from requests that are no HTTP: who sent them has the answer, and could else fill the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+_log.addFilter(_is_our_fault)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +174,9 @@ class _BoundedRunner(web.AppRunner):
 
     def __init__(self, app: web.Application, max_connections: int, idle_seconds: float) -> None:
         # aiohttp counts what it calls keep-alive from the beginning of a connection, too, until a head is whole.
-        super().__init__(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, keepalive_timeout=idle_seconds)
+        super().__init__(
+            app, access_log=None, logger=_log, shutdown_timeout=SHUTDOWN_SECONDS, keepalive_timeout=idle_seconds
+        )
         self._max_connections = max_connections
 
     @property

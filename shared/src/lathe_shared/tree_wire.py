@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lathe_shared.cas_wire import read_digest
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError
-from lathe_shared.wire import read_varint, scan, text
+from lathe_shared.wire import MalformedMessageError, read_varint, scan, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -127,6 +127,22 @@ def read_directory(data: bytes, start: int = 0, end: int | None = None) -> Direc
         elif tag == 0x2A:
             properties += data[a:b]
     return DirectoryContents(files, directories, symlinks, properties)
+
+
+def read_directory_blob(data: bytes, field: str) -> DirectoryContents:
+    """Read a blob that somebody says is a Directory.
+
+    Args:
+        data: The blob.
+        field: What to call it in an error.
+
+    Raises:
+        InvalidArgumentError: It is none.
+    """
+    try:
+        return read_directory(data)
+    except MalformedMessageError as error:
+        raise InvalidArgumentError(field, f"is no Directory: {error.reason}") from None
 
 
 def _read_plain_node(data: bytes, start: int, end: int) -> tuple[str, str, int, bool] | None:

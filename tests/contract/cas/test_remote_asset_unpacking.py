@@ -10,9 +10,10 @@ import lzma
 import random
 import struct
 import tarfile
+import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from tests.contract.cas.blob_making import content, missing, read
 from tests.contract.cas.conftest import Stores, in_memory
 
 from lathe_cas.blob_store import BlobStore
-from lathe_cas.remote_asset.archive import ArchiveError, ArchiveLimits
+from lathe_cas.remote_asset import unpacking as unpacking_module
+from lathe_cas.remote_asset.archive import ArchiveEntry, ArchiveError, ArchiveLimits
 from lathe_cas.remote_asset.spool import Spool
 from lathe_cas.remote_asset.unpacking import unpack
 from lathe_protos import reapi
@@ -319,3 +321,17 @@ async def test_damage_anywhere_is_an_error_of_ours_or_none(unpacking: Unpacking,
         damaged = data[:place] + bytes((data[place] ^ 0x55,)) + data[place + 1 :]
         with contextlib.suppress(LatheError):
             await unpacking(damaged)
+
+
+async def test_an_archive_keeps_no_thread_from_others(unpacking: Unpacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[str] = set()
+    next_group = unpacking_module._next_group
+
+    def watched(entries: Iterator[ArchiveEntry]) -> list[ArchiveEntry]:
+        threads.add(threading.current_thread().name)
+        return next_group(entries)
+
+    monkeypatch.setattr(unpacking_module, "_next_group", watched)
+    await unpacking(tar({"a": b"a"}))
+    assert threads
+    assert all(name.startswith("unpack") for name in threads)

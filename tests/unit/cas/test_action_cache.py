@@ -297,7 +297,7 @@ async def test_a_tree_that_is_none_is_refused(data: bytes) -> None:
     fixture = Fixture()
     tree = fixture.set.add(data)
     fixture.upload()
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match=f"tree {tree}"):
         await fixture.cache.update("main", ACTION, with_tree(tree))
 
 
@@ -306,7 +306,7 @@ async def test_a_directory_that_is_none_is_refused(data: bytes) -> None:
     fixture = Fixture()
     root = fixture.set.add(data)
     fixture.upload()
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError, match=f"directory {root}"):
         await fixture.cache.update("main", ACTION, with_root(root))
 
 

@@ -255,11 +255,11 @@ async def test_a_large_directory_keeps_nobody_waiting(entries: int, monkeypatch:
     store.put(Digest.of(root), root)
     threads: list[threading.Thread] = []
 
-    def read_directory(data: bytes) -> DirectoryContents:
+    def read_directory_blob(data: bytes, field: str) -> DirectoryContents:
         threads.append(threading.current_thread())
-        return tree_wire.read_directory(data)
+        return tree_wire.read_directory_blob(data, field)
 
-    monkeypatch.setattr(tree_walk, "read_directory", read_directory)
+    monkeypatch.setattr(tree_walk, "read_directory_blob", read_directory_blob)
     assert len(await walk(store, Digest.of(root))) == 1
     is_large = len(root) > tree_walk.INLINE_PARSE_BYTES
     assert [thread is threading.current_thread() for thread in threads] == [not is_large]

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from lathe_shared.http_port import MAX_CONNECTIONS, HttpPort, _connections_for
@@ -98,6 +99,27 @@ async def test_a_connection_without_a_request_is_closed(sent: bytes) -> None:
         connection = await connect()
         await connection.send(sent)
         assert (await connection.end()).count(b"200 OK") == sent.count(REQUEST)
+
+
+async def test_what_is_no_http_is_answered_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as connect:
+        for sent in (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"\x16\x03\x01\r\n\r\n"):
+            connection = await connect()
+            await connection.send(sent)
+            assert (await connection.end()).startswith(b"HTTP/1.0 400")
+        assert await (await connect()).is_answered()
+    assert not caplog.records
+
+
+async def test_an_error_of_ours_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(_request: web.Request) -> web.Response:
+        raise RuntimeError("deliberate")
+
+    async with serving(routes=[web.get("/fail", fail)]) as connect:
+        connection = await connect()
+        await connection.send(b"GET /fail HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await connection.end()).startswith(b"HTTP/1.1 500")
+    assert "deliberate" in caplog.text
 
 
 async def test_a_head_that_comes_byte_by_byte_has_no_more_time() -> None:

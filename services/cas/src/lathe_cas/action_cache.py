@@ -18,7 +18,8 @@ from lathe_cas.tree_walk import INLINE_PARSE_BYTES, MAX_DIRECTORY_BYTES, read_to
 from lathe_shared.action_result_wire import read_references
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import InvalidArgumentError
-from lathe_shared.tree_wire import read_directory, tree_file_digests
+from lathe_shared.tree_wire import read_directory_blob, tree_file_digests
+from lathe_shared.wire import MalformedMessageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
@@ -152,13 +153,18 @@ class ActionCache:
 
 def _add_tree_files(references: References, tree: Digest, data: bytes) -> None:
     """Add the files of a Tree."""
-    _add(references, tree_file_digests(data), tree.function, f"tree {tree}")
+    field = f"tree {tree}"
+    try:
+        files = tree_file_digests(data)
+    except MalformedMessageError as error:
+        raise InvalidArgumentError(field, f"is no Tree: {error.reason}") from None
+    _add(references, files, tree.function, field)
 
 
 def _add_files(references: References, directory: Digest, data: bytes) -> list[Digest]:
     """Add the files of a Directory; return the directories in it."""
-    contents = read_directory(data)
     field = f"directory {directory}"
+    contents = read_directory_blob(data, field)
     _add(references, ((file.hash, file.size_bytes) for file in contents.files), directory.function, field)
     children = ((child.hash, child.size_bytes) for child in contents.directories)
     return _digests(children, directory.function, field)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import BlobNotFoundError, InvalidArgumentError, ResourceExhaustedError
-from lathe_shared.tree_wire import read_directory
+from lathe_shared.tree_wire import read_directory_blob
 from lathe_shared.wire import bytes_field, message_field
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class TreeWalk:
 
     def _add_children(self, digest: Digest, data: bytes, queue: _DirectoryQueue) -> None:
         field = f"directory {digest}"
-        for entry in read_directory(data).directories:
+        for entry in read_directory_blob(data, field).directories:
             child = Digest.parse(entry.hash, entry.size_bytes, digest.function, field)
             if child.size_bytes > MAX_DIRECTORY_BYTES:
                 raise InvalidArgumentError(

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from lathe_shared.digest import Digest
 from lathe_shared.errors import InvalidArgumentError
-from lathe_shared.tree_wire import read_directory
+from lathe_shared.tree_wire import read_directory_blob
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
-
-    from lathe_shared.tree_wire import DirectoryContents
 
 
 MAX_DIRECTORY_BYTES = 64 << 20
@@ -95,10 +93,7 @@ def parse_references(digest: Digest, data: bytes) -> DirectoryReferences:
         InvalidArgumentError: The bytes are no Directory from which a real one could be made; names it.
     """
     field = f"input directory {digest}"
-    try:
-        contents: DirectoryContents = read_directory(data)
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(field, error.message) from None
+    contents = read_directory_blob(data, field)
     function = digest.function
     contents.check(function, field)
     return DirectoryReferences(

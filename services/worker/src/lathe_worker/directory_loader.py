@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lathe_shared.digest import Digest
-from lathe_shared.tree_wire import read_directory
+from lathe_shared.tree_wire import read_directory, read_directory_blob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +145,8 @@ def _node_count(contents: DirectoryContents) -> int:
 def _parse(data: Mapping[Digest, bytes]) -> dict[Digest, DirectoryContents]:
     parsed: dict[Digest, DirectoryContents] = {}
     for digest, content in data.items():
-        contents = read_directory(content)
-        contents.check(digest.function, f"directory {digest}")
+        field = f"directory {digest}"
+        contents = read_directory_blob(content, field)
+        contents.check(digest.function, field)
         parsed[digest] = contents
     return parsed

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 from lathe_cas.remote_asset.archive import ArchiveError, ArchiveReader
 from lathe_cas.remote_asset.directory_tree import ConflictingPathError, DirectoryTree
 from lathe_shared.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from lathe_cas.blob_store import BlobStore
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 _GROUP_BYTES = 4 << 20
 _GROUP_ENTRIES = 500
 """What is read in one visit to a thread and stored together."""
+
+_threads = ThreadPoolExecutor(2, "unpack")
+"""Not those that everybody uses: a large file in an archive keeps one for minutes, and what others want takes
+milliseconds. None is started before there is an archive."""
+
+T = TypeVar("T")
 
 
 async def unpack(
@@ -49,7 +56,7 @@ async def unpack(
     archive.file.seek(0)
     entries = ArchiveReader(archive.file, function, limits, spool_directory).entries()
     root = DirectoryTree()
-    while group := await asyncio.to_thread(_next_group, entries):
+    while group := await _in_thread(lambda: _next_group(entries)):
         try:
             await _store([entry for entry in group if _is_below(entry.path, subdirectory)], blobs)
             for entry in group:
@@ -61,9 +68,13 @@ async def unpack(
     wanted = root.find(subdirectory)
     if wanted is None:
         raise NotFoundError(f"the archive has no directory {'/'.join(subdirectory)!r}")
-    messages = await asyncio.to_thread(wanted.messages, function)
+    messages = await _in_thread(lambda: wanted.messages(function))
     await _put(blobs, messages)
     return messages[-1][0]
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_threads, work)
 
 
 def _next_group(entries: Iterator[ArchiveEntry]) -> list[ArchiveEntry]:
