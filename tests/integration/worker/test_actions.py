@@ -185,6 +185,23 @@ async def test_a_file_where_a_directory_was_promised_is_refused(bench: Workbench
     assert ran.response.status.code == Status.FAILED_PRECONDITION.value
 
 
+@pytest.mark.parametrize("kind", ["output_paths", "output_files"])
+async def test_outputs_whose_result_could_not_be_sent_are_refused_with_their_log_kept(
+    bench: Workbench, kind: str
+) -> None:
+    # 5,000 targets of 4,000 bytes: more than the scheduler takes in one message.
+    names = [f"link{number}" for number in range(5_000)]
+    script = "import os; [os.symlink('x' * 4000, f'link{number}') for number in range(5000)]; print('said')"
+    ran = await bench.run("python3", "-c", script, **{kind: names})
+
+    assert ran.response.status.code == Status.FAILED_PRECONDITION.value
+    assert "bytes" in ran.response.status.message
+    assert len(ran.outcome.execute_response) < 1 << 20
+    assert ran.stdout == b"said\n"
+    assert not ran.outcome.worker_fault
+    assert not bench.blobs.results
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside", "a/../../b"])
 async def test_output_paths_out_of_the_input_root_are_refused(bench: Workbench, path: str) -> None:
     ran = await bench.run("true; true", output_paths=[path])
@@ -281,6 +298,20 @@ async def test_all_missing_inputs_are_named(bench: Workbench) -> None:
         f"blobs/{digest}" for digest in [*gone, directory]
     }
     assert {violation.type for violation in failure.violations} == {"MISSING"}
+
+
+async def test_of_very_many_missing_inputs_as_many_are_named_as_a_client_can_receive(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lathe_worker.action_executor.MAX_MISSING_LISTED", 3)
+    contents = [b"%d" % number for number in range(5)]
+    request = bench.request("true; true", inputs={content.decode(): content for content in contents})
+    for content in contents:
+        del bench.blobs.blobs[Digest.of(content)]
+    ran = await bench.execute(request)
+
+    failure = unpack_any(ran.response.status.details[0], rpc.PreconditionFailure)
+    assert len(failure.violations) == 3
 
 
 async def test_storage_that_is_away_is_the_worker_s_fault(bench: Workbench) -> None:

@@ -48,6 +48,10 @@ INLINE_DIRECTORIES = 50
 KILLED_EXIT_CODE = 137
 """128 + SIGKILL, for a command that was killed and yet managed to end with zero."""
 
+MAX_MISSING_LISTED = 10_000
+"""Missing blobs that one answer lists: 1.2 MB, below the 4 MB that gRPC clients accept by default, and far below what
+the scheduler takes in one message."""
+
 _log = structlog.get_logger()
 
 
@@ -175,7 +179,7 @@ class ActionExecutor:
                     return
         except MissingInputsError as error:
             missing += error.digests
-        raise MissingInputsError(missing)
+        raise MissingInputsError(missing[:MAX_MISSING_LISTED])
 
     def _spec(self, request: ActionRequest, work: WorkDirectory) -> SandboxSpec:
         return SandboxSpec(

@@ -32,6 +32,13 @@ MAX_INLINE_BYTES = 1 << 20
 """Bound on the contents of output files in one result, asked for by ``inline_output_files``: a result travels as one
 gRPC message, which clients limit to 4 MiB, and is stored."""
 
+MAX_RESULT_BYTES = 14 << 20
+"""Bound on what outputs take in a result beside inline contents. It travels to the scheduler in one message, which may
+have 16 MiB: one that is larger would never arrive, however often it was sent."""
+
+ENTRY_OVERHEAD_BYTES = 100
+"""What an output takes beside its path, target and hashes, at most: sizes, node properties and the wire format's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class CollectedAction:
@@ -59,6 +66,20 @@ class _Collected:
     result: reapi.ActionResult = field(default_factory=reapi.ActionResult)
     blobs: dict[Digest, bytes | Path] = field(default_factory=dict)
     inline_room_bytes: int = MAX_INLINE_BYTES
+    result_room_bytes: int = MAX_RESULT_BYTES
+
+    def take_room(self, *texts: str) -> None:
+        """Account for an output in the result.
+
+        Raises:
+            FailedPreconditionError: The result becomes larger than what can be sent.
+        """
+        self.result_room_bytes -= ENTRY_OVERHEAD_BYTES + sum(len(text.encode()) for text in texts)
+        if self.result_room_bytes < 0:
+            raise FailedPreconditionError(
+                f"the outputs' paths and symlink targets make a result of more than {MAX_RESULT_BYTES} bytes; an output "
+                "directory has room for any number of files"
+            )
 
 
 class OutputCollector:
@@ -126,6 +147,7 @@ class OutputCollector:
 def _add_file(collected: _Collected, output: RequestedOutput, file: ScannedFile, *, inline: bool) -> None:
     if output.kind is OutputKind.DIRECTORY:
         raise FailedPreconditionError(f"output {output.path!r} was to be a directory and is a file")
+    collected.take_room(output.path, file.digest.hash)
     collected.blobs[file.digest] = file.path
     message = reapi.OutputFile(path=output.path, digest=file.digest.to_message(), is_executable=file.is_executable)
     if file.properties:
@@ -145,6 +167,7 @@ def _add_directory(
 ) -> None:
     if output.kind is OutputKind.FILE:
         raise FailedPreconditionError(f"output {output.path!r} was to be a file and is a directory")
+    collected.take_room(output.path, directory.root.hash, directory.root.hash)
     message = reapi.OutputDirectory(path=output.path)
     if directory_format != reapi.CommandOutputDirectoryFormat.DIRECTORY_ONLY:
         tree = write_tree(directory.directories.values())
@@ -160,6 +183,9 @@ def _add_directory(
 
 
 def _add_symlink(collected: _Collected, output: RequestedOutput, symlink: ScannedSymlink) -> None:
+    # An output of the older kinds stands in the result twice.
+    for _ in range(1 if output.kind is OutputKind.ANY else 2):
+        collected.take_room(output.path, symlink.target)
     message = reapi.OutputSymlink(path=output.path, target=symlink.target)
     if symlink.properties:
         message.node_properties = reapi.NodeProperties().parse(symlink.properties)
