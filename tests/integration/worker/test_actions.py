@@ -86,6 +86,18 @@ async def test_commands_longer_than_bubblewrap_takes_keep_arguments_and_environm
     assert {"A=b", f"PATH={DEFAULT_PATH}"} <= set(lines[3:]) <= {"A=b", f"PATH={DEFAULT_PATH}", "PWD=/lathe/root"}
 
 
+@pytest.mark.parametrize(("arguments", "variables"), [(1, 3_200), (7_900, 400)])
+async def test_commands_with_more_variables_than_bubblewrap_takes_run(
+    bench: Workbench, arguments: int, variables: int
+) -> None:
+    environment = {f"V{number}": str(number) for number in range(variables)}
+    ran = await bench.run(
+        "/bin/sh", "-c", f'echo $# $V{variables - 1} "$PWD"', "name", *["x"] * arguments, environment=environment
+    )
+
+    assert ran.stdout == b"%d %d /lathe/root\n" % (arguments, variables - 1)
+
+
 async def test_output_files_keep_exec_bit_and_missing_ones_are_left_out(bench: Workbench) -> None:
     ran = await bench.run(
         "echo x > plain; echo y > run; chmod +x run; : > empty",
@@ -169,6 +181,18 @@ async def test_special_files_are_refused_with_their_log_kept(bench: Workbench) -
     assert "'d/pipe' is a named pipe" in ran.response.status.message
     assert ran.stdout == b"said\n"
     assert not ran.outcome.worker_fault
+
+
+async def test_outputs_that_are_refused_do_not_hide_how_an_action_failed(bench: Workbench) -> None:
+    script = "mkdir d; mkfifo d/pipe; echo said;"
+    failed = await bench.run(f"{script} exit 3", output_paths=["d"])
+    late = await bench.run(f"{script} sleep 1000", output_paths=["d"], timeout=datetime.timedelta(seconds=0.7))
+
+    assert (failed.exit_code, failed.stdout) == (3, b"said\n")
+    assert failed.outcome.kind is OutcomeKind.FAILED
+    assert late.response.status.code == Status.DEADLINE_EXCEEDED.value
+    assert late.stdout == b"said\n"
+    assert not bench.blobs.results
 
 
 async def test_outputs_without_read_permission_are_collected(bench: Workbench) -> None:

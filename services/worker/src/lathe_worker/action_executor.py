@@ -150,12 +150,13 @@ class ActionExecutor:
         result.exit_code = ended.exit_code
         if ended.exceeded_output and result.exit_code == 0:
             result.exit_code = KILLED_EXIT_CODE
-        if error is not None:
-            return finished(OutcomeKind.REFUSED, result, status_of(error), error.message)
+        # What the action did itself comes first: outputs that nobody can receive are no news of one that failed.
         if ended.timed_out:
             return finished(OutcomeKind.TIMED_OUT, result, status_of(DeadlineExceededError(message)), message)
         if result.exit_code != 0:
-            return finished(OutcomeKind.FAILED, result, None, message)
+            return finished(OutcomeKind.FAILED, result, None, message or (error.message if error else ""))
+        if error is not None:
+            return finished(OutcomeKind.REFUSED, result, status_of(error), error.message)
         await self._remember(request, result)
         return finished(OutcomeKind.SUCCEEDED, result, None, "")
 

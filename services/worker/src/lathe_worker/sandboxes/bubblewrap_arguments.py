@@ -30,7 +30,8 @@ DEFAULT_READABLE_PATHS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "
 """What actions may read of the machine: programs, libraries, configuration; nothing of /root, /home, /srv or /var."""
 
 MAX_ARGUMENTS = 8_000
-"""Longer commands take another way: bubblewrap gives up above 9,000 arguments, its own included (its MAX_ARGS)."""
+"""Longer commands, their variables counted, take another way: bubblewrap gives up above 9,000 arguments, its own
+included (its MAX_ARGS)."""
 
 
 class ProcView(enum.Enum):
@@ -111,9 +112,15 @@ def options(spec: SandboxSpec, view: View, *, exec_root: Path, temporary_directo
     result += ["--bind", str(exec_root), EXEC_ROOT]
     result += ["--remount-ro", "/", "--chdir", os.path.normpath(f"{EXEC_ROOT}/{spec.working_directory}")]
     result.append("--clearenv")
-    for name, value in spec.environment.items():
-        result += ["--setenv", name, value]
+    if not _goes_by_file(spec):
+        for name, value in spec.environment.items():
+            result += ["--setenv", name, value]
     return result
+
+
+def _goes_by_file(spec: SandboxSpec) -> bool:
+    """Tell whether a command and its variables, which take three arguments each, are too many for bubblewrap."""
+    return "=" not in spec.argv[0] and len(spec.argv) + 3 * len(spec.environment) > MAX_ARGUMENTS
 
 
 def serialized(arguments: Iterable[str]) -> bytes:
@@ -128,11 +135,11 @@ def command(spec: SandboxSpec) -> tuple[Sequence[str], bytes]:
     keeps paths out of debug information); env puts that right. It also fails like a shell, with 127 or 126 and a
     message, when the command is not there or not executable: the action's own failure, as a build's user can read it.
 
-    A command of very many arguments comes from a file by way of bash, whose own variables never reach the action.
+    A command of very many arguments or variables comes from a file by way of bash, whose own variables never reach the action.
     """
     if "=" in spec.argv[0]:
         return spec.argv, b""  # env would take it for a variable
-    if len(spec.argv) > MAX_ARGUMENTS:
+    if _goes_by_file(spec):
         script = f'mapfile -d "" -t arguments < {ARGUMENTS_FILE} && exec -c "${{arguments[@]}}"'
         variables = [f"{name}={value}" for name, value in spec.environment.items()]
         return ("/bin/bash", "-c", script), serialized([_ENV, *variables, *spec.argv])
