@@ -56,6 +56,17 @@ async def test_an_action_runs_in_its_working_directory_and_names_paths_from_ther
     assert ran.file("sub/inside") == ran.file("../beside") == b"x"
 
 
+@pytest.mark.parametrize("inputs", [{"inputs": {"here": b"a file"}}, {"symlinks": {"here": "nowhere"}}])
+async def test_a_working_directory_that_is_none_is_the_action_s_failure(
+    bench: Workbench, inputs: dict[str, object]
+) -> None:
+    ran = await bench.run("true; true", working_directory="here", **inputs)
+
+    assert ran.exit_code == 126
+    assert b"'here'" in ran.stderr
+    assert ran.outcome.kind is OutcomeKind.FAILED
+
+
 async def test_the_program_may_be_relative_to_the_working_directory(bench: Workbench) -> None:
     ran = await bench.run(
         "./tool", "argument", inputs={"here/tool": (b'#!/bin/sh\necho "$0" "$@"', True)}, working_directory="here"

@@ -49,6 +49,7 @@ _TOOL_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 """For setpriv, prlimit and bwrap: never the action's variables, which could make them load its code outside."""
 
 _EXEC_FAILURE = b"bwrap: execvp "
+_CHDIR_FAILURE = b"bwrap: Can't chdir to "
 
 
 class BubblewrapSandbox(Sandbox):
@@ -231,7 +232,8 @@ class _BubblewrapTree(ProcessTree):
 def _exec_failure(spec: SandboxSpec) -> SandboxResult:
     """Judge a command that never began to run by what bubblewrap wrote to standard error.
 
-    A command that cannot be executed is the action's failure; anything else is the sandbox's.
+    A command that cannot be executed is the action's failure, and so is a working directory that its inputs make
+    something else; anything else is the sandbox's.
     """
     message = spec.stderr_path.read_bytes() if spec.stderr_path.exists() else b""
     text = message.decode(errors="replace").strip() or "bubblewrap ended without a word"
@@ -240,6 +242,9 @@ def _exec_failure(spec: SandboxSpec) -> SandboxResult:
     if too_long or message.startswith(_EXEC_FAILURE + os.fsencode(spec.argv[0])):
         missing = reason == os.strerror(errno.ENOENT)
         return _not_run(spec, EXIT_CODE_NOT_FOUND if missing else EXIT_CODE_NOT_EXECUTABLE, reason)
+    if message.startswith(_CHDIR_FAILURE):
+        shown = f"working directory {_shorten(spec.working_directory)!r}: {reason}"
+        return _not_run(spec, EXIT_CODE_NOT_EXECUTABLE, shown)
     raise SandboxError(sandbox_probe.explain(text[:2000]))
 
 
