@@ -156,6 +156,18 @@ def test_joining_raises_the_priority_of_what_waits_and_never_lowers_it() -> None
     assert driver.queue.queued_count == 0
 
 
+def test_where_priorities_do_not_count_joining_leaves_the_task_in_the_queue_once() -> None:
+    driver = QueueDriver(QueueSettings(priority_ageing_seconds=0.0))
+    first = driver.execute("impossible", priority=5, cpu_count="1000")
+    second = driver.request("impossible", priority=1)
+
+    [queue] = driver.queue.platform_queues.values()
+    assert len(list(queue)) == len(queue) == 1
+    driver.advance(60.0)
+
+    assert driver.outcome_kind(first) is driver.outcome_kind(second) is OutcomeKind.UNMATCHED
+
+
 def test_joining_a_check_raises_the_priority() -> None:
     driver = QueueDriver()
     driver.execute("other")

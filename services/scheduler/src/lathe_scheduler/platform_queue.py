@@ -71,6 +71,8 @@ class PlatformQueue:
 
     def reorder(self, task: Task, order: QueueOrder) -> None:
         """Move a waiting task forward."""
+        if order == task.order:
+            return  # a second entry with the same order would be as alive as the first
         if task.lost_on:
             self._retries.remove(task)
             task.order = order
