@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,9 @@ from tests.support.required import require_programs
 from tests.support.waiting import eventually
 
 from lathe_protos import reapi, worker_v1
+from lathe_shared.clients.rpc_client import RetryPolicy
 from lathe_shared.digest import Digest
+from lathe_shared.errors import UnavailableError
 from lathe_shared.testing.builders import BlobSet
 from lathe_shared.testing.fake_cas import FakeCas
 from lathe_shared.testing.serving import serve
@@ -246,6 +249,31 @@ async def test_an_action_outlives_its_connection_and_is_reported_on_the_next(sur
 
     assert finished.lease_id == "l1"
     assert reapi.ExecuteResponse().parse(finished.execute_response).result.stdout_raw == b"ended\n"
+
+
+async def test_an_action_outwaits_a_storage_that_is_away_and_runs_once(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More tries than other clients make; which is what a restart of some seconds takes.
+    tries_in_vain = RetryPolicy().attempts + 2
+    get, calls = surroundings.cas.get, itertools.count(1)
+
+    def away_at_first(digest: Digest) -> bytes | None:
+        if next(calls) <= tries_in_vain:
+            raise UnavailableError("away")
+        return get(digest)
+
+    monkeypatch.setattr(surroundings.cas, "get", away_at_first)
+    scheduler = surroundings.scheduler
+    digest, stored = surroundings.put("sh", "-c", "echo made > out", output_paths=["out"])
+    async with surroundings.worker():
+        await scheduler.hear("register")
+        scheduler.start("l1", digest, stored)
+        finished = await scheduler.hear_until("action_finished")
+
+    assert next(calls) > tries_in_vain
+    assert not finished.worker_fault
+    assert reapi.ExecuteResponse().parse(finished.execute_response).status.code == 0
 
 
 async def test_a_cancelled_action_is_reported_as_such(surroundings: Surroundings) -> None:

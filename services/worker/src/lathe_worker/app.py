@@ -14,7 +14,7 @@ import structlog
 import lathe_worker
 from lathe_shared.clients.action_cache_client import ActionCacheClient
 from lathe_shared.clients.cas_client import CasClient
-from lathe_shared.clients.rpc_client import RpcClient, open_channel
+from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient, open_channel
 from lathe_shared.clock import SystemClock
 from lathe_shared.config_loading import parse_endpoint
 from lathe_shared.grpc_transport import Engine
@@ -41,6 +41,11 @@ from lathe_worker.worker_session import WorkerDescription, WorkerSession
 if TYPE_CHECKING:
     from lathe_shared.lifecycle import ServiceRuntime
 
+CAS_PATIENCE = RetryPolicy(attempts=60)
+"""How long an action waits for a CAS that is away, for its inputs or with its outputs: some two minutes. Another worker
+would find it away just the same, and what has run would run again; so giving up early only uses up the action's
+attempts. A client that does not want to wait cancels, which ends the wait."""
+
 _log = structlog.get_logger("lathe.worker")
 
 
@@ -61,7 +66,7 @@ async def build(runtime: ServiceRuntime) -> None:
     engine = Engine(settings.grpc_engine)
     cas_channel = open_channel(parse_endpoint(settings.cas_endpoint, CAS_PORT), engine=engine)
     runtime.on_close(cas_channel.close)
-    blobs = CasBlobs(CasClient(cas_channel), ActionCacheClient(cas_channel))
+    blobs = CasBlobs(CasClient(cas_channel, retry=CAS_PATIENCE), ActionCacheClient(cas_channel, retry=CAS_PATIENCE))
     cache = FileCache(data.cache, settings.max_cache_size_bytes, blobs)
     await asyncio.to_thread(cache.open)
     runtime.on_close(cache.close)
