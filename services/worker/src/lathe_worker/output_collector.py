@@ -33,11 +33,11 @@ MAX_INLINE_BYTES = 1 << 20
 gRPC message, which clients limit to 4 MiB, and is stored."""
 
 MAX_RESULT_BYTES = 14 << 20
-"""Bound on what outputs take in a result beside inline contents. It travels to the scheduler in one message, which may
-have 16 MiB: one that is larger would never arrive, however often it was sent."""
+"""Bound on what outputs take in a result beside inline contents. It travels to the scheduler in one message, which
+may have 16 MiB: one that is larger would never arrive, however often it was sent."""
 
 ENTRY_OVERHEAD_BYTES = 100
-"""What an output takes beside its path, target and hashes, at most: sizes, node properties and the wire format's own."""
+"""What an output takes beside its path, target and hashes, at most: sizes, node properties, the wire format's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ class _Collected:
         self.result_room_bytes -= ENTRY_OVERHEAD_BYTES + sum(len(text.encode()) for text in texts)
         if self.result_room_bytes < 0:
             raise FailedPreconditionError(
-                f"the outputs' paths and symlink targets make a result of more than {MAX_RESULT_BYTES} bytes; an output "
-                "directory has room for any number of files"
+                f"the outputs' paths and symlink targets make a result of more than {MAX_RESULT_BYTES} bytes; an "
+                "output directory has room for any number of files"
             )
 
 

@@ -135,7 +135,8 @@ def command(spec: SandboxSpec) -> tuple[Sequence[str], bytes]:
     keeps paths out of debug information); env puts that right. It also fails like a shell, with 127 or 126 and a
     message, when the command is not there or not executable: the action's own failure, as a build's user can read it.
 
-    A command of very many arguments or variables comes from a file by way of bash, whose own variables never reach the action.
+    A command of very many arguments or variables comes from a file by way of bash, whose own variables never reach the
+    action.
     """
     if "=" in spec.argv[0]:
         return spec.argv, b""  # env would take it for a variable
