@@ -245,6 +245,18 @@ async def test_a_lost_worker_s_action_runs_on_another_one(cluster: Cluster) -> N
     assert response_of(await call.until_done()).status.code == OK
 
 
+async def test_a_scheduler_that_stood_still_loses_no_worker(cluster: Cluster) -> None:
+    worker = await cluster.worker()
+    call = cluster.execute(cluster.action("true"))
+    start = await worker.next_start()
+    await worker.begin(start)
+    await call.until_stage("EXECUTING")
+    cluster.clock.advance_nowait(60)
+    await cluster.clock.advance(1)
+    await worker.finish(start)
+    assert response_of(await call.until_done()).result.stdout_raw == b"done"
+
+
 async def test_a_worker_that_reconnects_keeps_its_action(cluster: Cluster) -> None:
     channel = await cluster.new_channel("worker_api")
     worker = await cluster.worker("w", channel=channel)

@@ -202,6 +202,14 @@ class ActionQueueMachine(RuleBasedStateMachine):
             self.handle(events.TimePassed())
         self.now = end
 
+    @rule(seconds=st.floats(0.01, 100.0))
+    def stand_still(self, seconds: float) -> None:
+        self.now += seconds
+        connected = self.connected()
+        self.handle(events.StoodStill())
+        self.handle(events.TimePassed())
+        assert self.connected() == connected, "nobody is lost by that"
+
     # ---- what always holds
 
     @invariant()

@@ -200,6 +200,27 @@ def test_a_silent_worker_is_lost() -> None:
     assert any(isinstance(effect, effects.CloseConnection) for effect in driver.effects)
 
 
+def test_nobody_was_silent_or_stayed_away_while_the_scheduler_stood_still() -> None:
+    driver = QueueDriver()
+    driver.connect("w")
+    driver.execute("a")
+    driver.connect("v")
+    driver.execute("b")
+    driver.disconnect("v")
+    # What happens first then is not that deadlines come, which have passed.
+    driver.now += 60
+    driver.handle(events.StoodStill())
+    driver.advance(1.9)
+    assert driver.worker_state("w") is WorkerState.CONNECTED
+    assert driver.worker_state("v") is WorkerState.DISCONNECTED
+    assert driver.queue.queued_count == 0
+    driver.advance(13)
+    assert driver.worker_state("v") is WorkerState.GONE
+    assert driver.worker_state("w") is WorkerState.CONNECTED
+    driver.advance(2)
+    assert driver.worker_state("w") is WorkerState.GONE
+
+
 def test_an_action_that_loses_its_workers_is_given_up_by_a_status_that_bazel_does_not_repeat() -> None:
     driver = QueueDriver()
     name = driver.execute("poison")

@@ -63,6 +63,7 @@ class ActionQueue:
             events.WorkerDisconnected: workers.disconnected,
             events.ActionStarted: workers.action_started,
             events.ActionFinished: workers.action_finished,
+            events.StoodStill: workers.stood_still,
         }
         self._timer_transitions: dict[TimerKind, Callable[..., None]] = {
             TimerKind.WORKER_SILENT: workers.silence_due,

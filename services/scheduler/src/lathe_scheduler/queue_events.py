@@ -180,6 +180,11 @@ class ActionFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class StoodStill:
+    """The scheduler itself did nothing for a while, so it cannot know who was silent or did not come back."""
+
+
+@dataclass(frozen=True, slots=True)
 class TimePassed:
     """A deadline may have come; see ``ActionQueue.next_deadline``."""
 
@@ -194,4 +199,4 @@ ClientEvent = (
     | OperationDeleted
 )
 WorkerEvent = WorkerConnected | WorkerHeartbeat | WorkerDraining | WorkerDisconnected | ActionStarted | ActionFinished
-QueueEvent = ClientEvent | WorkerEvent | TimePassed
+QueueEvent = ClientEvent | WorkerEvent | StoodStill | TimePassed

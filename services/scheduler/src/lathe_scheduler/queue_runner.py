@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.25
 """How exactly deadlines are kept. The shortest is two seconds; four wake-ups a second cost nothing."""
 
+STANDSTILL_SECONDS = 1.0
+"""What wakes up later than this was not busy but stopped: a virtual machine that is moved, swapping, a debugger."""
+
 _log = structlog.get_logger("lathe.scheduler")
 
 
@@ -104,8 +107,12 @@ class QueueRunner:
         next_refresh = self._clock.monotonic() + self._update_interval_seconds
         try:
             while True:
+                due = self._clock.monotonic() + TICK_SECONDS
                 await self._clock.sleep(TICK_SECONDS)
                 now = self._clock.monotonic()
+                if now > due + STANDSTILL_SECONDS:
+                    _log.warning("stood_still", seconds=round(now - due, 1))
+                    self.submit(events.StoodStill())
                 deadline = self.queue.next_deadline()
                 if deadline is not None and deadline <= now:
                     self.submit(events.TimePassed())

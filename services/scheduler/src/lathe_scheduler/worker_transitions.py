@@ -86,8 +86,16 @@ class WorkerTransitions:
         worker.connection_id = 0
         worker.left_at = now
         self._state.matchmaker.stop_serving(worker, now)
-        grace = self._state.settings.worker_reconnect_grace_seconds
-        self._state.timers.set(now + grace, TimerKind.WORKER_DISCONNECTED, (worker.id, now))
+        self._wait_for_return(worker)
+
+    def stood_still(self, _event: events.StoodStill, now: float) -> None:
+        """Give every worker its time anew: what they sent meanwhile waits to be read, or they stood still as well."""
+        for worker in self._state.matchmaker.workers.values():
+            if worker.connection_id:
+                worker.last_seen = now
+            elif worker.state is WorkerState.DISCONNECTED:
+                worker.left_at = now
+                self._wait_for_return(worker)
 
     def action_started(self, event: events.ActionStarted, now: float) -> None:
         """Note that an action runs."""
@@ -155,6 +163,10 @@ class WorkerTransitions:
             return None
         worker.last_seen = now
         return worker
+
+    def _wait_for_return(self, worker: Worker) -> None:
+        when = worker.left_at + self._state.settings.worker_reconnect_grace_seconds
+        self._state.timers.set(when, TimerKind.WORKER_DISCONNECTED, (worker.id, worker.left_at))
 
     def _watch(self, worker: Worker) -> None:
         when = worker.last_seen + self._state.settings.lost_after_seconds
