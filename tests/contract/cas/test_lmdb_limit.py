@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, UPLOAD_MAX_AGE_SECONDS, 
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import Upload, UploadStatus
 from lathe_cas.soon import settled
-from lathe_cas.stores import lmdb_access_log, lmdb_batch, lmdb_committer, lmdb_writer
+from lathe_cas.stores import lmdb_access_log, lmdb_batch, lmdb_committer, lmdb_environment, lmdb_writer
 from lathe_cas.stores.lmdb_committer import Outcome
 from lathe_cas.stores.lmdb_operations import Operation, PutBlob, RenewLeases, StageUpload
 from lathe_shared.digest import Digest, DigestFunction
@@ -134,6 +135,24 @@ async def test_a_lower_limit_is_met_after_a_restart(store: LmdbStore) -> None:
     count = await store.recount()
     assert 300_000 < count.totals.kept_bytes <= 380_000
     assert sorted(count.blobs) == sorted(digests[-len(count.blobs) :])
+
+
+async def test_a_limit_far_below_the_file_is_met_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is larger than the map would be that the new limit needs; LMDB has to have room all the same."""
+    monkeypatch.setattr(lmdb_environment, "_MAP_HEADROOM_BYTES", 1 << 20)
+    store = LmdbStore(tmp_path, 20_000_000)
+    store.options = dataclasses.replace(store.options, map_size_bytes=None)
+    await store.open()
+    await put_in_steps(store, 18, 1_000_000)
+    await store.reopen(limit_bytes=4_000_000)
+    await store.settle()
+    assert kept_bytes(store) <= 4_000_000
+    await put(store.blobs, content(10))
+    assert not store.blobs.status().counters["failed_commits"]
+    await store.recount()
+    await store.close()
 
 
 async def test_a_blob_larger_than_the_store_is_refused(store: LmdbStore) -> None:

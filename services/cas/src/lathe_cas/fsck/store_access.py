@@ -30,7 +30,7 @@ def opened_for_reading(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment
     """Open a store as one reader among others. Nothing of it is written, but for the reader's place in ``lock.mdb``."""
     # Without a lock file nobody has it open, and a look must not leave one behind.
     lock = os.access(path / "lock.mdb", os.R_OK | os.W_OK)
-    environment = LmdbEnvironment(path, _map_size(path, limit_bytes), create=False, readonly=True, lock=lock)
+    environment = LmdbEnvironment(path, map_size_for(limit_bytes, path), create=False, readonly=True, lock=lock)
     try:
         yield environment
     finally:
@@ -46,7 +46,7 @@ def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
     """
     with held_alone(path):
         # LMDB's own locks would meet ours, and POSIX forgets ours when LMDB closes the same file.
-        environment = LmdbEnvironment(path, _map_size(path, limit_bytes), create=False, lock=False)
+        environment = LmdbEnvironment(path, map_size_for(limit_bytes, path), create=False, lock=False)
         try:
             yield environment
         finally:
@@ -77,8 +77,3 @@ def held_alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _map_size(path: Path, limit_bytes: int) -> int:
-    """Return a map that holds the file, whatever limit it was written under."""
-    return map_size_for(max(limit_bytes, (path / "data.mdb").stat().st_size))

@@ -192,6 +192,14 @@ class LmdbEnvironment:
         self.env.close()
 
 
-def map_size_for(limit_bytes: int) -> int:
-    """Return the address space to reserve for a store of ``limit_bytes``."""
-    return 2 * limit_bytes + _MAP_HEADROOM_BYTES
+def map_size_for(limit_bytes: int, path: Path | None = None) -> int:
+    """Return the address space to reserve for a store.
+
+    Args:
+        limit_bytes: What it holds at most.
+        path: Its folder, where there may be a store that was written under a higher limit. Nothing can be deleted in a
+            map that has no room beyond the file, since LMDB writes changed pages elsewhere.
+    """
+    file = None if path is None else path / "data.mdb"
+    file_bytes = file.stat().st_size if file is not None and file.exists() else 0
+    return 2 * max(limit_bytes, file_bytes) + _MAP_HEADROOM_BYTES

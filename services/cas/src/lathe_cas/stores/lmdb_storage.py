@@ -79,8 +79,7 @@ class LmdbStorage:
         self.damaged_action_results = 0
         self._index_is_damaged = False
         self.options = options
-        limit_bytes = options.policy.limit_bytes
-        self.environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(limit_bytes))
+        self.environment = LmdbEnvironment(path, _map_size(path, options))
         if not isinstance(clock, StoreClock):
             clock = StoreClock(clock, newest_seconds(self.environment, options))
         self.seconds = clock.seconds
@@ -160,8 +159,12 @@ def prepare_store(path: Path, options: LmdbOptions) -> float:
     Raises:
         StorageFormatError: The folder holds a store of another format.
     """
-    environment = LmdbEnvironment(path, options.map_size_bytes or map_size_for(options.policy.limit_bytes))
+    environment = LmdbEnvironment(path, _map_size(path, options))
     try:
         return newest_seconds(environment, options)
     finally:
         environment.close()
+
+
+def _map_size(path: Path, options: LmdbOptions) -> int:
+    return options.map_size_bytes or map_size_for(options.policy.limit_bytes, path)
