@@ -77,6 +77,43 @@ async def test_a_damaged_blob_is_never_served_and_heals(
     assert await read(lmdb.blobs, digest) == data
 
 
+async def read_as(store: BlobStore, digest: Digest, how: str) -> None:
+    """Read a blob as a client does."""
+    if how == "read_many":
+        if await store.read_many([digest]) == [None]:
+            raise BlobNotFoundError(digest)
+    elif how == "read_zstd":
+        async for _ in store.read_zstd(digest):
+            pass
+    elif how == "read" or store.read_at_once(digest, 0, 10) is None:
+        await read(store, digest)
+
+
+@pytest.mark.parametrize("how", ["read", "read_at_once", "read_many", "read_zstd"])
+@pytest.mark.parametrize("compressing", [False, True])
+@pytest.mark.parametrize("size_bytes", [100_000, 20 * CHUNK])
+async def test_who_is_told_of_damage_finds_the_blob_missing_and_heals_it_at_once(
+    tmp_path: Path, how: str, compressing: bool, size_bytes: int
+) -> None:
+    lmdb = LmdbStore(tmp_path, compress_stored=compressing)
+    await lmdb.open()
+    digest, data = blob(size_bytes)
+    await put(lmdb.blobs, data)
+    environment = lmdb.storage.environment
+    with environment.read() as txn:
+        piece = next(value for _, value in txn.cursor(environment.chunks))
+    flip(lmdb, piece, 5)
+    with pytest.raises(BlobNotFoundError):
+        await read_as(lmdb.blobs, digest, how)
+    assert missing(lmdb.blobs, digest) == [digest]
+    assert await lmdb.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    await lmdb.blobs.put_upload(upload_name(digest), memoryview(data))
+    await lmdb.settle()
+    assert await read(lmdb.blobs, digest) == data
+    assert lmdb.blobs.status().counters["damaged_blobs"] == 1
+    await lmdb.close()
+
+
 async def test_damage_in_one_place_leaves_other_ranges_readable(lmdb: LmdbStore) -> None:
     digest, data = blob(3 * CHUNK)
     await put(lmdb.blobs, data)

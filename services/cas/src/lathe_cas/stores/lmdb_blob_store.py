@@ -24,6 +24,7 @@ from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlob, 
 from lathe_cas.stores.lmdb_shared_upload import SHARED_FROM_BYTES, SharedUploads
 from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
 from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload, upload_key_of
+from lathe_cas.stores.lmdb_writer import log_failure
 from lathe_cas.stores.lmdb_zstd_upload import LmdbZstdUpload
 from lathe_shared.compressor import Compressor
 from lathe_shared.digest import Digest, DigestFunction
@@ -77,6 +78,7 @@ class LmdbBlobStore(BlobStore):
         self._shared_uploads = SharedUploads(
             storage, self._open_alone, self._upload_record, self.upload_status, self._has
         )
+        self._drops: dict[bytes, asyncio.Future[bool]] = {}
         self._compressed_reads = CompressedReads(storage, self._loop, self._drop_damaged)
 
     @override
@@ -217,6 +219,8 @@ class LmdbBlobStore(BlobStore):
             found = await self._loop.run_in_executor(
                 self._storage.executor, lambda: [read(digest, over) for digest in digests]
             )
+        if None in found:
+            await self._until_dropped(*[digest for digest, data in zip(digests, found, strict=True) if data is None])
         if over:
             await self._storage.renew(over)
         return found
@@ -254,7 +258,12 @@ class LmdbBlobStore(BlobStore):
     @override
     def read_at_once(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> bytes | None:
         over: list[bytes] = []
-        data = self._read_now(digest, offset_bytes, limit_bytes, over)
+        try:
+            data = self._read_now(digest, offset_bytes, limit_bytes, over)
+        except BlobNotFoundError as error:
+            if isinstance(error.__cause__, ChunkDamagedError):
+                return None  # nobody is told before it is dropped
+            raise
         return None if over else data
 
     def _read_now(self, digest: Digest, offset_bytes: int, limit_bytes: int, over: list[bytes]) -> bytes | None:
@@ -276,9 +285,8 @@ class LmdbBlobStore(BlobStore):
         if digest.size_bytes > INLINE_BYTES or record.stored_bytes > INLINE_BYTES:
             return None
         data = self._read_whole(digest, [])
-        if data is None:
-            raise BlobNotFoundError(digest)
-        return data[start:end]
+        # If it turns out to be damaged, whoever waits until it is dropped tells.
+        return None if data is None else data[start:end]
 
     def _check_readable(self, digest: Digest, offset_bytes: int, over: list[bytes]) -> None:
         if not digest.is_empty and self._find_missing([(digest, digest.key, digest.size_bytes)], over):
@@ -291,9 +299,13 @@ class LmdbBlobStore(BlobStore):
     @override
     async def read(self, digest: Digest, offset_bytes: int = 0, limit_bytes: int = 0) -> AsyncIterator[bytes]:
         over: list[bytes] = []
-        data = self._read_now(digest, offset_bytes, limit_bytes, over)
-        if data is None:
-            self._check_readable(digest, offset_bytes, over)
+        try:
+            data = self._read_now(digest, offset_bytes, limit_bytes, over)
+            if data is None:
+                self._check_readable(digest, offset_bytes, over)
+        except BlobNotFoundError:
+            await self._until_dropped(digest)
+            raise
         if over:
             await self._storage.renew(over)
         if data is not None:
@@ -313,6 +325,9 @@ class LmdbBlobStore(BlobStore):
         except StoredCompressedError as compressed:
             async for data in self._read_compressed(digest, compressed.record, position, end):
                 yield data
+        except BlobNotFoundError:
+            await self._until_dropped(digest)
+            raise
         finally:
             fetched.cancel()
 
@@ -326,6 +341,9 @@ class LmdbBlobStore(BlobStore):
         except StoredAnewError:
             async for data in self.read(digest, position, end - position):
                 yield data
+        except BlobNotFoundError:
+            await self._until_dropped(digest)
+            raise
 
     @override
     async def read_zstd(self, digest: Digest, offset_bytes: int = 0) -> AsyncIterator[bytes]:
@@ -333,8 +351,12 @@ class LmdbBlobStore(BlobStore):
         if record is not None and record.compression:
             if record.step < self._storage.first_step_leased_on():
                 await self._storage.renew([digest.key])
-            async for stored in self._compressed_reads.stored_in_thread(digest, record):
-                yield stored
+            try:
+                async for stored in self._compressed_reads.stored_in_thread(digest, record):
+                    yield stored
+            except BlobNotFoundError:
+                await self._until_dropped(digest)
+                raise
             return
         is_empty = True
         async for data in self.read(digest, offset_bytes):
@@ -399,9 +421,27 @@ class LmdbBlobStore(BlobStore):
         return pieces
 
     def _drop_damaged(self, digest: Digest, error: ChunkDamagedError) -> None:
+        key = digest.key
+        if key in self._drops:
+            return
         self._storage.damaged_blobs += 1
         _log.error("blob_damaged", digest=str(digest), error=str(error))
-        self._storage.writer.submit_background(DropDamagedBlob(digest.key, error.storage_id, error.unreadable))
+        drop = self._storage.writer.submit_nowait(DropDamagedBlob(key, error.storage_id, error.unreadable))
+        drop.add_done_callback(log_failure)
+        self._drops[key] = drop
+        drop.add_done_callback(lambda _: self._drops.pop(key))
+
+    async def _until_dropped(self, *digests: Digest) -> None:
+        """Wait until blobs are dropped that were just found damaged, if they were; or until that has failed.
+
+        Who is told that a blob is not there may upload it at once. As long as its record is there, that would end with
+        the answer that the blob is there already; and then it would be dropped.
+        """
+        # What was found by now, in whatever thread, has been reported when this goes on.
+        await asyncio.sleep(0)
+        drops = [self._drops[digest.key] for digest in digests if digest.key in self._drops]
+        if drops:
+            await asyncio.wait(drops)
 
     @override
     async def open_upload(self, name: UploadName, *, restart: bool = False) -> Upload:

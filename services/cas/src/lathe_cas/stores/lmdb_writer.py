@@ -134,7 +134,7 @@ class LmdbWriter:
 
     def submit_background(self, operation: Operation[Any]) -> None:
         """Queue an operation whose outcome nobody waits for; a failure is logged."""
-        self.submit_nowait(operation).add_done_callback(_log_failure)
+        self.submit_nowait(operation).add_done_callback(log_failure)
 
     def look_at_touches(self) -> None:
         """Have touches written now if they are many, so that neither memory nor what a crash forgets grows."""
@@ -225,6 +225,7 @@ def _take_from(
     return taken
 
 
-def _log_failure(future: asyncio.Future[Any]) -> None:
+def log_failure(future: asyncio.Future[Any]) -> None:
+    """Be told of an operation that nobody has to hear of."""
     if not future.cancelled() and (error := future.exception()) is not None:
         _log.warning("background_operation_failed", error=str(error))
