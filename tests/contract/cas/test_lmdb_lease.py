@@ -12,7 +12,7 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, LmdbStore
 
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.soon import settled
-from lathe_cas.stores import lmdb_committer
+from lathe_cas.stores import lmdb_committer, lmdb_writer
 from lathe_shared.digest import Digest
 from lathe_shared.errors import LatheError, ResourceExhaustedError
 
@@ -201,6 +201,19 @@ async def test_touches_that_are_many_are_written_at_once(store: LmdbStore, monke
     assert not store.storage.committer.has_pressing_upkeep
     assert missing(store.blobs, *digests[1:]) == []
     assert store.storage.committer.has_pressing_upkeep
+
+
+async def test_an_orderly_stop_forgets_no_use(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = await put(store.blobs, *(content(10, seed) for seed in range(7)))
+    store.now += LEASE_SECONDS - 2 * STEP_SECONDS
+    monkeypatch.setattr(lmdb_committer, "MAX_TOUCHES", 2)
+    # They are many, but nobody tells the writer before it is to stop.
+    monkeypatch.setattr(lmdb_writer.LmdbWriter, "look_at_touches", lambda _: None)
+    assert missing(store.blobs, *digests) == []
+    step = store.storage.step()
+    await store.reopen()
+    monkeypatch.undo()
+    assert set((await store.recount()).blobs.values()) == {step}
 
 
 async def test_a_lower_limit_makes_nobody_wait(store: LmdbStore) -> None:

@@ -156,8 +156,11 @@ class LmdbWriter:
         try:
             while (taken := self._take()) is not None:
                 self._commit(taken)
-            # What was used last is worth a last transaction: the order of eviction outlives the process.
-            self._commit([])
+            # What was used last is worth the last transactions: leases outlive the process, however many they are.
+            left = len(self._touches) + 1
+            while len(self._touches) < left:
+                left = len(self._touches)
+                self._commit([])
         finally:
             self._loop.call_soon_threadsafe(self._stopped.set_result, None)
 
