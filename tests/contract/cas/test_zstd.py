@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -372,3 +374,37 @@ async def test_what_a_client_compressed_is_kept_as_it_came_in_one_store_and_in_s
     digests = [await put_zstd(blobs, data, stream) for data, stream in zip(contents, streams, strict=True)]
     assert await blobs.read_many_as_stored(digests) == [(Compressor.ZSTD, stream) for stream in streams]
     assert [await read_zstd(blobs, digest) for digest in digests] == streams
+
+
+async def test_an_upload_that_finds_no_room_at_its_end_leaves_nothing(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 4 * STAGE, lease_seconds=10_000)
+    await store.open()
+    await put(store.blobs, content(2 * STAGE))
+    data = random.Random(0).randbytes(2 * STAGE)
+    upload = await store.blobs.open_upload(zstd_name(Digest.of(data)))
+    # The first stage finds room. That the second one does not is told at the end.
+    await feed(upload, encoded(data), STAGE)
+    with pytest.raises(ResourceExhaustedError):
+        await upload.finish()
+    assert store.blobs.status().staged_bytes == 0
+    await store.recount()
+    await store.close()
+
+
+async def test_an_upload_whose_client_goes_away_at_its_end_leaves_nothing(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.open()
+    data = random.Random(0).randbytes(2 * STAGE)
+    upload = await store.blobs.open_upload(zstd_name(Digest.of(data)))
+    await feed(upload, encoded(data))
+    finishing = asyncio.create_task(upload.finish())
+    await asyncio.sleep(0)
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    for held in list(store.blobs.active_uploads.values()):
+        await held.give_up()
+    await store.settle()
+    assert store.blobs.status().staged_bytes == 0
+    await store.recount()
+    await store.close()
