@@ -235,6 +235,34 @@ async def test_a_store_that_cannot_be_written_is_read_all_the_same(
     assert step_of(store, old) == store.storage.step()
 
 
+async def test_what_is_gone_is_missing_though_other_leases_cannot_be_renewed(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_storage, "MAX_TOUCHES", 2)
+    digests = await put(store.blobs, *(content(10, seed) for seed in range(4)))
+    store.now += LEASE_SECONDS + STEP_SECONDS
+    wanted = [(digest, digest.key, digest.size_bytes) for digest in digests]
+    hold = HoldTheWriter()
+    holding = store.storage.writer.submit_nowait(hold)
+    removing = asyncio.ensure_future(store.blobs.remove(digests[:1]))
+    await asyncio.sleep(0)
+    found = store.blobs.find_missing(wanted)
+    assert not isinstance(found, list), "it saw all of them, and renews their leases behind the removal"
+    hold.go_on.set()
+    await holding
+    touch = WriteBatch.touch
+
+    def touch_some(batch: WriteBatch, kind: int, key: bytes) -> bool:
+        if key == digests[3].key:
+            raise lmdb.DiskError("no room")
+        return touch(batch, kind, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WriteBatch, "touch", touch_some)
+        assert await found == digests[:1]
+    await removing
+
+
 async def test_a_store_without_leases_answers_at_once(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path / "store", LIMIT_BYTES)
     await store.open()

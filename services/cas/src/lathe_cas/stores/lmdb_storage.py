@@ -134,7 +134,6 @@ class LmdbStorage:
             _log.warning("leases_not_renewed", error=str(error), blobs=len(blobs))
             self.touches.action_results.update(results)
             self.touches.blobs.update(blobs)
-            return True
         return all_are_there
 
     async def aclose(self) -> None:
