@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.fsck.child import check_here
 from lathe_cas.fsck.command import main
 from lathe_cas.fsck.findings import Problem
+from lathe_cas.fsck.store_access import opened_alone
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_shared.compressor import Compressor
@@ -454,6 +457,36 @@ async def test_a_store_in_use_is_checked_and_not_repaired(path: Path) -> None:
     await put(store.blobs, b"and it goes on")
     await store.close()
     assert fsck(path, "--repair") == CLEAN
+
+
+WAITING_SERVICE = """
+import pathlib, sys
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment
+environment = LmdbEnvironment(pathlib.Path(sys.argv[1]), 1 << 30)
+with environment.env.begin(write=True) as txn:
+    print(txn.get(b"repaired", db=environment.meta).decode())
+    txn.put(b"stored", b"x", db=environment.meta)
+"""
+
+
+# LMDB has two meta pages, which transactions take turns with.
+@pytest.mark.parametrize("transactions", [1, 2])
+def test_a_service_that_waits_for_a_repair_goes_on_from_there(path: Path, transactions: int) -> None:
+    with opened_alone(path, 1 << 20) as environment:
+        service = subprocess.Popen([sys.executable, "-c", WAITING_SERVICE, path], stdout=subprocess.PIPE, text=True)
+        inode = (path / "lock.mdb").stat().st_ino
+        waits = re.compile(rf"-> POSIX +ADVISORY +READ {service.pid} \S+:{inode} ")
+        while service.poll() is None and not waits.search(Path("/proc/locks").read_text()):
+            time.sleep(0.01)
+        for number in range(transactions):
+            with environment.env.begin(write=True) as txn:
+                txn.put(b"repaired", b"%d" % number, db=environment.meta)
+    assert service.communicate(timeout=60)[0] == f"{transactions - 1}\n"
+    environment = LmdbEnvironment(path, 1 << 30)
+    with environment.env.begin() as txn:
+        assert txn.get(b"repaired", db=environment.meta) == b"%d" % (transactions - 1)
+        assert txn.get(b"stored", db=environment.meta) == b"x"
+    environment.close()
 
 
 def test_what_cannot_be_checked_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from lathe_cas.stores.lmdb_environment import LmdbEnvironment, map_size_for
+import lmdb
+
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment, StorageFormatError, map_size_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,12 +47,18 @@ def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
         StoreInUseError: A process has it open.
     """
     with held_alone(path):
+        # It says which transaction was the last one, and will not hear of ours. Who waits for us would begin where it
+        # says and write over what came later, so nobody may go by it any more, even if we are killed.
+        os.truncate(path / "lock.mdb", 0)
         # LMDB's own locks would meet ours, and POSIX forgets ours when LMDB closes the same file.
         environment = LmdbEnvironment(path, map_size_for(limit_bytes, path), create=False, lock=False)
         try:
             yield environment
         finally:
             environment.close()
+            # Made anew for who waits: LMDB takes our lock for its own here, and gives it back when it is through.
+            with suppress(lmdb.Error, StorageFormatError):
+                LmdbEnvironment(path, map_size_for(limit_bytes, path), create=False).close()
 
 
 @contextmanager
