@@ -13,12 +13,15 @@ from pathlib import Path
 
 import lmdb as lmdb_library
 import pytest
-from tests.contract.cas.blob_making import blob, content, missing, put, read, upload_name
+from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
 from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
+from lathe_cas.blob_store import UploadStatus
+from lathe_cas.soon import settled
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_environment import StorageFormatError
+from lathe_cas.stores.lmdb_upload import upload_key_of
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, UnavailableError
 
@@ -230,12 +233,25 @@ async def test_records_that_lmdb_cannot_reach_are_missing_and_others_are_not(sto
     lost = missing(store.blobs, *digests)
     assert digests[0] in lost
     assert len(lost) < 150, "the other pages are all right"
+    sizes = await settled(store.blobs.find_sizes([digest.key for digest in digests]))
+    assert sizes == [None if digest in lost else 100 for digest in digests]
     for digest, data in zip(digests, blobs, strict=True):
         assert await store.blobs.read_many([digest]) == [None if digest in lost else data]
     assert store.results.get("main", ACTION) is None
     with pytest.raises(UnavailableError, match=r"damaged.*lathe-cas fsck"):
         await store.blobs.put_many([(digests[0], memoryview(blobs[0]))])
     await put(store.blobs, *[data for digest, data in zip(digests, blobs, strict=True) if digest not in lost])
+
+
+async def test_an_upload_that_lmdb_cannot_reach_is_unknown_and_refused_with_a_reason(store: LmdbStore) -> None:
+    digest, data = blob(20 * CHUNK)
+    upload = await store.blobs.open_upload(upload_name(digest))
+    await feed(upload, data[: 18 * CHUNK])
+    await upload.suspend()
+    await damage_page(store, upload_key_of(upload_name(digest)))
+    assert await store.blobs.upload_status(upload_name(digest)) == UploadStatus(0, False)
+    with pytest.raises(UnavailableError, match=r"damaged.*lathe-cas fsck"):
+        await store.blobs.put_upload(upload_name(digest), memoryview(data))
 
 
 async def test_a_store_that_lost_a_database_is_refused(tmp_path: Path) -> None:

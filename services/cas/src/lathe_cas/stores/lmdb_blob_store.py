@@ -23,7 +23,7 @@ from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropDamagedBlob, NewBlob, PutBlob, PutUpload, RemoveBlobs
 from lathe_cas.stores.lmdb_shared_upload import SHARED_FROM_BYTES, SharedUploads
 from lathe_cas.stores.lmdb_stored_form import MIN_COMPRESSED_BYTES, as_it_came, compressed_if_worth_it, plain
-from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, open_unnamed_lmdb_upload, upload_key_of
+from lathe_cas.stores.lmdb_upload import LmdbUpload, begin_upload, find_upload, open_unnamed_lmdb_upload, upload_key_of
 from lathe_cas.stores.lmdb_writer import log_failure
 from lathe_cas.stores.lmdb_zstd_upload import LmdbZstdUpload
 from lathe_shared.compressor import Compressor
@@ -163,6 +163,17 @@ class LmdbBlobStore(BlobStore):
         return sizes if await self._storage.renew(over) else self._find_sizes(keys, [])
 
     def _find_sizes(self, keys: Sequence[bytes], over: list[bytes]) -> list[int | None]:
+        try:
+            return self._look_up_sizes(keys, over)
+        except PAGE_ERRORS as error:
+            self._storage.note_index_damage(error)
+            # What LMDB cannot look up is not there; others are looked up apart from it.
+            if len(keys) == 1:
+                return [None]
+            over.clear()
+            return [self._find_sizes([key], over)[0] for key in keys]
+
+    def _look_up_sizes(self, keys: Sequence[bytes], over: list[bytes]) -> list[int | None]:
         sizes: list[int | None] = []
         with self._environment.env.begin() as txn:
             for key in keys:
@@ -470,9 +481,7 @@ class LmdbBlobStore(BlobStore):
         return record is not None and record.compression != records.COMPRESSION_NONE
 
     def _upload_record(self, name: UploadName) -> records.UploadRecord | None:
-        with self._environment.read() as txn:
-            value = txn.get(upload_key_of(name), db=self._environment.uploads)
-        return None if value is None else records.UploadRecord.unpack(value)
+        return find_upload(self._storage, upload_key_of(name))
 
     @override
     async def open_unnamed_upload(self, function: DigestFunction, expected_hash: str | None = None) -> UnnamedUpload:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from lathe_cas.blob_store import UnnamedUpload, Upload, UploadName
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut_pieces, read_chunks
+from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_operations import DropUpload, PublishUpload, StageUpload
 from lathe_shared.digest import Digest
 from lathe_shared.errors import AbortedError, DigestMismatchError, InvalidArgumentError, LatheError
@@ -80,6 +81,17 @@ async def suspend_quietly(upload: Upload, digest: Digest, pieces: Sequence[memor
         _log.info("upload_not_kept", digest=str(digest), error=str(error))
 
 
+def find_upload(storage: LmdbStorage, key: bytes) -> records.UploadRecord | None:
+    """Look up what is staged of an upload. What LMDB cannot look up is not there."""
+    with storage.environment.read() as txn:
+        try:
+            value = txn.get(key, db=storage.environment.uploads)
+        except PAGE_ERRORS as error:
+            storage.note_index_damage(error)
+            return None
+    return None if value is None else records.UploadRecord.unpack(value)
+
+
 def upload_key_of(name: UploadName) -> bytes:
     """Return the key under which an upload is staged."""
     digest = name.digest
@@ -137,11 +149,9 @@ class LmdbUpload(Upload):
 
     async def resume(self, *, restart: bool) -> None:
         """Look up what is staged and hash it again; a hash cannot be saved and continued."""
-        with self._storage.environment.read() as txn:
-            value = txn.get(self._key, db=self._storage.environment.uploads)
-        if value is None:
+        record = find_upload(self._storage, self._key)
+        if record is None:
             return
-        record = records.UploadRecord.unpack(value)
         self._takes_over = record.owner
         self._restart = restart
         if restart:
