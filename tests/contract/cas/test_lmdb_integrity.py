@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import fcntl
+import os
 from pathlib import Path
 
 import lmdb as lmdb_library
@@ -15,8 +18,9 @@ from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.blob_store import BlobStore, UploadStatus
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment, StorageFormatError
+from lathe_cas.stores.lmdb_storage import StoreGivenUpError
 from lathe_shared.digest import Digest
-from lathe_shared.errors import BlobNotFoundError, ResourceExhaustedError
+from lathe_shared.errors import BlobNotFoundError, ResourceExhaustedError, UnavailableError
 
 CHUNK = 65_520
 ACTION = Digest.of(b"action")
@@ -313,3 +317,30 @@ async def test_a_map_that_is_full_fails_what_does_not_fit_and_nothing_else(tmp_p
     assert missing(store.blobs, *map(Digest.of, batch), Digest.of(content(2_000))) == [Digest.of(large)]
     assert store.blobs.status().counters["failed_commits"] > 0
     await store.close()
+
+
+def descriptor_for_meta_pages(data_path: Path) -> int:
+    """Return the descriptor by which LMDB writes the page that completes a transaction."""
+    (number,) = [
+        int(entry.name)
+        for entry in Path("/proc/self/fd").iterdir()
+        if entry.exists() and entry.samefile(data_path) and fcntl.fcntl(int(entry.name), fcntl.F_GETFL) & os.O_DSYNC
+    ]
+    return number
+
+
+async def test_a_store_that_lmdb_gives_up_says_so_and_has_lost_nothing(lmdb: LmdbStore) -> None:
+    (digest,) = await put(lmdb.blobs, b"stored")
+    watching = asyncio.create_task(lmdb.storage.watch())
+    data_path = lmdb.path / "data.mdb"
+    read_only = os.open(data_path, os.O_RDONLY)
+    os.dup2(read_only, descriptor_for_meta_pages(data_path))
+    os.close(read_only)
+    with pytest.raises(UnavailableError):
+        await lmdb.blobs.put_many([(Digest.of(b"lost"), memoryview(b"lost"))])
+    with pytest.raises(StoreGivenUpError):
+        await watching
+    await lmdb.close()
+    await lmdb.open()
+    assert await read(lmdb.blobs, digest) == b"stored"
+    await put(lmdb.blobs, b"lost")

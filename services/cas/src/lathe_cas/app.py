@@ -142,6 +142,8 @@ def _open_stores(
         if runtime.member is None or not runtime.member.number:
             _warn_of_small_disk(storage, path, settings)
         runtime.on_close(storage.aclose)
+        # It would answer every request with an error for as long as it lives, where one that is started anew serves.
+        runtime.add_task("store", storage.watch())
         blobs.append(LmdbBlobStore(storage))
         runtime.on_close(blobs[-1].aclose)
         results.append(LmdbActionResultStore(storage))

@@ -99,6 +99,10 @@ class LmdbCommitter:
         touches: What was used since the last batch.
         seconds: The store's clock, for the age of unfinished uploads and for what is done every so often.
         upload_max_age_seconds: Unfinished uploads that got nothing for so long are cleared.
+
+    Attributes:
+        is_given_up: Whether LMDB does nothing more with the environment, not even read, since it could not write the
+            page that says which transaction was the last one. What was committed is there for another process.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class LmdbCommitter:
         self.report = BatchReport()
         self.commits = 0
         self.failed_commits = 0
+        self.is_given_up = False
         self._environment = environment
         self._policy = policy
         self._touches = touches
@@ -161,6 +166,7 @@ class LmdbCommitter:
     def _after_failure(self, operations: Sequence[Operation[Any]], error: Exception, *, upkeep: bool) -> list[Outcome]:
         """Try again what failed as a whole: first without upkeep, then in halves, down to single operations."""
         self.failed_commits += 1
+        self.is_given_up |= isinstance(error, lmdb.PanicError)
         _log.warning("commit_failed", error=str(error), operations=len(operations))
         if upkeep:
             # Not pressing any more, or a full disk would have the writer's thread try again without a pause.

@@ -36,6 +36,10 @@ UPLOAD_MAX_AGE_SECONDS = 24 * 3600
 _log = structlog.get_logger(__name__)
 
 
+class StoreGivenUpError(Exception):
+    """LMDB does nothing more with an environment in this process."""
+
+
 @dataclass(frozen=True, slots=True)
 class LmdbOptions:
     """How an LMDB store behaves.
@@ -135,6 +139,15 @@ class LmdbStorage:
             self.touches.action_results.update(results)
             self.touches.blobs.update(blobs)
         return all_are_there
+
+    async def watch(self) -> None:
+        """Wait until only another process can go on with the environment, if ever.
+
+        Raises:
+            StoreGivenUpError: That is so.
+        """
+        await self.writer.given_up
+        raise StoreGivenUpError(f"{self.environment.path}: LMDB could not write a meta page and has given the file up")
 
     async def aclose(self) -> None:
         """Finish what was begun and close the files."""

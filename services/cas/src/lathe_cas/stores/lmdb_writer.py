@@ -47,6 +47,9 @@ class LmdbWriter:
         committer: Does the work.
         touches: What was used; looked at when somebody says that there is much of it, and every IDLE_SECONDS.
         name: Of the thread.
+
+    Attributes:
+        given_up: Done when LMDB has given the environment up, so that only another process can go on.
     """
 
     def __init__(self, committer: LmdbCommitter, touches: Touches, name: str = "lmdb-writer") -> None:
@@ -60,6 +63,7 @@ class LmdbWriter:
         self._pending_bytes = 0
         self._waiting_for_room: list[asyncio.Future[None]] = []
         self._stopped = self._loop.create_future()
+        self.given_up: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -188,12 +192,18 @@ class LmdbWriter:
         except Exception:  # noqa: BLE001 - the writer outlives every bug; whoever waits gets an answer
             _log.exception("writer_failed")
             outcomes = [Outcome(None, InternalError("the store failed; see its log"))] * len(taken)
+        if self.committer.is_given_up:
+            self._loop.call_soon_threadsafe(self._note_given_up)
         put_off = [item for item, outcome in zip(taken, outcomes, strict=True) if outcome.is_put_off]
         self._put_off.extendleft(reversed(put_off))
         if len(put_off) < len(taken):
             self._loop.call_soon_threadsafe(self._resolve, taken, outcomes)
 
     # Back on the event loop
+
+    def _note_given_up(self) -> None:
+        if not self.given_up.done():
+            self.given_up.set_result(None)
 
     def _resolve(self, taken: list[tuple[Operation[Any], asyncio.Future[Any]]], outcomes: list[Outcome]) -> None:
         for (operation, future), outcome in zip(taken, outcomes, strict=True):
