@@ -17,7 +17,7 @@ from tests.contract.cas.lmdb_store import MAP_BYTES, LmdbStore
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.blob_store import BlobStore, UploadStatus
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_environment import LmdbEnvironment, StorageFormatError
+from lathe_cas.stores.lmdb_environment import LOCK_FILE_BYTES, LmdbEnvironment, StorageFormatError
 from lathe_cas.stores.lmdb_storage import StoreGivenUpError
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, ResourceExhaustedError, UnavailableError
@@ -299,6 +299,21 @@ async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 async def test_the_folder_is_its_owners_alone(lmdb: LmdbStore) -> None:
     assert lmdb.path.stat().st_mode & 0o777 == 0o700
     assert (lmdb.path / "data.mdb").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_the_lock_file_has_no_holes_that_a_full_disk_could_not_fill(tmp_path: Path, is_there: bool) -> None:
+    path = tmp_path / "lock.mdb"
+    if is_there:
+        path.touch(0o600)
+        os.truncate(path, LOCK_FILE_BYTES)
+    store = LmdbStore(tmp_path)
+    await store.open()
+    status = path.stat()
+    assert status.st_blocks * 512 >= status.st_size >= LOCK_FILE_BYTES
+    assert status.st_mode & 0o777 == 0o600
+    assert store.storage.environment.env.info()["max_readers"] >= 4096
+    await store.close()
 
 
 async def test_a_map_that_is_full_fails_what_does_not_fit_and_nothing_else(tmp_path: Path) -> None:

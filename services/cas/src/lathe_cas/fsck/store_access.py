@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from lathe_cas.stores.lmdb_environment import LmdbEnvironment, StorageFormatError, map_size_for
+from lathe_cas.stores.lmdb_environment import LOCK_FILE_BYTES, LmdbEnvironment, StorageFormatError, map_size_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,10 +46,12 @@ def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
     Raises:
         StoreInUseError: A process has it open.
     """
-    with held_alone(path):
+    with held_alone(path) as lock_file:
         # It says which transaction was the last one, and will not hear of ours. Who waits for us would begin where it
         # says and write over what came later, so nobody may go by it any more, even if we are killed.
-        os.truncate(path / "lock.mdb", 0)
+        if lock_file is not None:
+            os.truncate(lock_file, 0)
+            os.posix_fallocate(lock_file, 0, LOCK_FILE_BYTES)
         # LMDB's own locks would meet ours, and POSIX forgets ours when LMDB closes the same file.
         environment = LmdbEnvironment(path, map_size_for(limit_bytes, path), create=False, lock=False)
         try:
@@ -62,8 +64,10 @@ def opened_alone(path: Path, limit_bytes: int) -> Iterator[LmdbEnvironment]:
 
 
 @contextmanager
-def held_alone(path: Path) -> Iterator[None]:
+def held_alone(path: Path) -> Iterator[int | None]:
     """Keep all others from opening a store, without opening it.
+
+    Gives the descriptor of the lock file, which is to stay open meanwhile; None where nothing can be written anyway.
 
     Raises:
         StoreInUseError: A process has it open.
@@ -75,13 +79,13 @@ def held_alone(path: Path) -> Iterator[None]:
         if error.errno != errno.EROFS:
             raise
         # Nobody can have opened it for writing where nothing can be written.
-        yield
+        yield None
         return
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0)
         except (BlockingIOError, PermissionError):
             raise StoreInUseError(f"{path} is in use: stop lathe-cas first") from None
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

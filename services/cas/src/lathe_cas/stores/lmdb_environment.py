@@ -29,6 +29,9 @@ _DATABASES = 8
 _MAX_READERS = 4096
 """Places for read transactions, of all processes together: 64 bytes each in the lock file."""
 
+LOCK_FILE_BYTES = _MAX_READERS * 64 + records.PAGE_BYTES
+"""Those places, and room for what stands before them."""
+
 _SPARE_TRANSACTIONS = 16
 """Ended read transactions that are kept for the next ones, which makes beginning one nearly free."""
 
@@ -68,6 +71,8 @@ class LmdbEnvironment:
         if create:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
+        if lock and not readonly:
+            _reserve_lock_file(path / "lock.mdb")
         self.env = lmdb.Environment(
             str(path),
             map_size=map_size_bytes,
@@ -190,6 +195,28 @@ class LmdbEnvironment:
     def close(self) -> None:
         """Unmap the file. No transaction may be open."""
         self.env.close()
+
+
+def _reserve_lock_file(path: Path) -> None:
+    """Have the disk give all of the lock file before LMDB opens it.
+
+    LMDB makes a file of holes and writes it through a map. Where a full disk has no room for a page of that, the
+    process ends by SIGBUS.
+
+    Raises:
+        OSError: There is no room for its beginning.
+    """
+    if path.exists() and path.stat().st_blocks * 512 >= LOCK_FILE_BYTES:
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, LOCK_FILE_BYTES)
+    except OSError:
+        # What was there is enough for a few readers, and a store on a full disk should be read.
+        if not os.fstat(descriptor).st_blocks:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def map_size_for(limit_bytes: int, path: Path | None = None) -> int:
