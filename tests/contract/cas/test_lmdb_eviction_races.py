@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import pytest
@@ -22,12 +24,12 @@ from typing_extensions import override
 from lathe_cas.action_result_store import StoredActionResult
 from lathe_cas.blob_store import BlobStore
 from lathe_cas.soon import settled
-from lathe_cas.stores import lmdb_storage
+from lathe_cas.stores import lmdb_storage, lmdb_writer
 from lathe_cas.stores.access_touches import Touches
 from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
-from lathe_cas.stores.lmdb_committer import LmdbCommitter
-from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlob
+from lathe_cas.stores.lmdb_committer import LmdbCommitter, Outcome
+from lathe_cas.stores.lmdb_operations import NewBlob, Operation, PutBlob, RenewLeases
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, LatheError, ResourceExhaustedError
 
@@ -233,6 +235,38 @@ async def test_a_store_that_cannot_be_written_is_read_all_the_same(
     assert store.storage.touches.blobs, "it is noted as soon as that can be done"
     await store.settle()
     assert step_of(store, old) == store.storage.step()
+
+
+async def test_leases_that_many_have_renewed_at_once_keep_nobody_waiting(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_storage, "MAX_TOUCHES", 2)
+    monkeypatch.setattr(lmdb_writer, "MAX_TOUCHES", 2)
+    digests = await put(store.blobs, *(content(10, seed) for seed in range(8)))
+    store.now += LEASE_SECONDS + STEP_SECONDS
+    hold = HoldTheWriter()
+    holding = store.storage.writer.submit_nowait(hold)
+    await asyncio.to_thread(hold.began.wait, 30)
+    finding = [
+        asyncio.ensure_future(settled(store.blobs.find_missing([(digest, digest.key, digest.size_bytes)])))
+        for digest in digests
+    ]
+    await asyncio.sleep(0)
+    putting = asyncio.ensure_future(put(store.blobs, b"small"))
+    await asyncio.sleep(0)
+    batches: list[Counter[type]] = []
+    commit = store.storage.committer.commit
+
+    def watched(operations: Sequence[Operation[Any]]) -> list[Outcome]:
+        batches.append(Counter(map(type, operations)))
+        return commit(operations)
+
+    monkeypatch.setattr(store.storage.committer, "commit", watched)
+    hold.go_on.set()
+    await holding
+    await putting
+    assert await asyncio.gather(*finding) == [[]] * len(digests)
+    assert batches == [{PutBlob: 1, RenewLeases: 2}, *[{RenewLeases: 2}] * 3]
 
 
 async def test_what_is_gone_is_missing_though_other_leases_cannot_be_renewed(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from lathe_cas.stores.lmdb_committer import MAX_TOUCHES, Outcome
+from lathe_cas.stores.lmdb_operations import RenewLeases
 from lathe_shared.errors import InternalError, LatheError, UnavailableError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class LmdbWriter:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
         self._put_off: deque[tuple[Operation[Any], asyncio.Future[Any]]] = deque()
+        self._renewals: deque[tuple[RenewLeases, asyncio.Future[Any]]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._pending_bytes = 0
@@ -171,18 +173,32 @@ class LmdbWriter:
     def _take(self) -> list[tuple[Operation[Any], asyncio.Future[Any]]] | None:
         """Wait for work and return it; an empty list for upkeep alone, None at the end."""
         with self._wake:
-            has_work = self._queue or self._put_off
+            has_work = self._queue or self._put_off or self._renewals
             if not has_work and not self._closing and not self.committer.has_pressing_upkeep:
                 self._wake.wait(IDLE_SECONDS)
-            if self._closing and not self._queue and not self._put_off:
+            if self._closing and not (self._queue or self._put_off or self._renewals):
                 return None
             # Those that wait for room do not fill the batch, or what needs none would have to wait with them.
             taken = _take_from(self._put_off, MAX_BATCH_BYTES // 2)
             later = {operation.order_key for operation, _ in self._put_off}
             for item in _take_from(self._queue, MAX_BATCH_BYTES):
-                order_key = item[0].order_key
+                operation, future = item
+                if isinstance(operation, RenewLeases):
+                    self._renewals.append((operation, future))
+                    continue
+                order_key = operation.order_key
                 (taken if order_key is None or order_key not in later else self._put_off).append(item)
-            return taken
+            return taken + self._take_renewals()
+
+    def _take_renewals(self) -> list[tuple[Operation[Any], asyncio.Future[Any]]]:
+        """Take renewals as far as one transaction has time for them: all clients come at once after a weekend."""
+        taken: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
+        touches = 0
+        while self._renewals and touches < MAX_TOUCHES:
+            operation, future = self._renewals.popleft()
+            taken.append((operation, future))
+            touches += len(operation.blobs)
+        return taken
 
     def _commit(self, taken: list[tuple[Operation[Any], asyncio.Future[Any]]]) -> None:
         if not taken and not self.committer.has_upkeep:
