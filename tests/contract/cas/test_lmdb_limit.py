@@ -197,6 +197,7 @@ async def test_unfinished_uploads_that_hold_all_room_are_named(tmp_path: Path) -
     second = await store.blobs.open_upload(names[1])
     with pytest.raises(ResourceExhaustedError, match="unfinished uploads"):
         await feed_and(second, content(3 * STAGE, 1)[:-1], second.suspend)
+    assert store.blobs.status().counters["refused_writes"] > 0
     assert await store.blobs.upload_status(names[0]) == UploadStatus(3 * STAGE - 1, False)
     third = await store.blobs.open_upload(names[1])
     await third.abandon()

@@ -163,6 +163,7 @@ class WriteBatch:
         """
         limit_bytes = self.policy.limit_bytes
         if self.totals.staged_bytes + disk_bytes > limit_bytes:
+            self._note_refused(disk_bytes)
             raise ResourceExhaustedError(
                 f"{disk_bytes} bytes more do not fit into the store: of its limit of {limit_bytes} bytes (setting "
                 f"max_size_bytes), unfinished uploads hold {self.totals.staged_bytes}"
@@ -179,9 +180,12 @@ class WriteBatch:
         # Eviction may stay, whatever becomes of the operation that asked for room.
         self.changes = changes
         if excess > 0:
-            self.report.refused_writes += 1
-            self.report.refused_bytes += disk_bytes
+            self._note_refused(disk_bytes)
             raise ResourceExhaustedError(self._nothing_may_go(disk_bytes))
+
+    def _note_refused(self, disk_bytes: int) -> None:
+        self.report.refused_writes += 1
+        self.report.refused_bytes += disk_bytes
 
     def _make_room(self, disk_bytes: int) -> int:
         """Evict for a small write; return the bytes that are lacking though nothing more may go, or nothing."""
