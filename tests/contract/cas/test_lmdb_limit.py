@@ -281,6 +281,24 @@ async def test_an_abandoned_upload_is_cleared_after_a_day(store: LmdbStore) -> N
     assert missing(store.blobs, digest) == [digest]
 
 
+async def test_what_is_left_of_an_upload_goes_when_its_blob_is_there(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await store.open()
+    for seed in range(2):
+        digest, data = blob(2 * STAGE, seed)
+        upload = await store.blobs.open_upload(upload_name(digest))
+        await feed(upload, data[:STAGE])
+        await upload.suspend()
+    kept = store.blobs.status().staged_bytes // 2
+    await put(store.blobs, data)
+    store.now += lmdb_committer.SUPERFLUOUS_AFTER_SECONDS + 1
+    await store.settle()
+    assert store.blobs.status().staged_bytes == kept
+    assert await store.blobs.upload_status(upload_name(Digest.of(content(2 * STAGE)))) == UploadStatus(STAGE, False)
+    await store.recount()
+    await store.close()
+
+
 async def test_what_many_touches_leave_behind_is_swept(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmdb_committer, "_LOG_SLACK_ENTRIES", 50)
     monkeypatch.setattr(lmdb_access_log, "MAX_GROUP_ENTRIES", 7)

@@ -365,6 +365,11 @@ class WriteBatch:
         value = self.txn.get(upload_key, db=self.environment.uploads)
         return None if value is None else records.UploadRecord.unpack(value)
 
+    def is_superfluous(self, upload_key: bytes) -> bool:
+        """Tell whether the blob of an unfinished upload is there, by whatever way: nobody goes on with it then."""
+        value = self.txn.get(upload_key[records.UPLOAD_BLOB], b"", self.environment.blobs)
+        return value[records.BLOB_SIZE] == upload_key[records.UPLOAD_SIZE]
+
     def put_upload(self, upload_key: bytes, old: records.UploadRecord | None, new: records.UploadRecord) -> None:
         """Store what is known of an unfinished upload."""
         self.changes += 1

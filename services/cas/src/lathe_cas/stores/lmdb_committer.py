@@ -41,6 +41,10 @@ MAX_UPLOADS_CHECKED = 256
 UPLOAD_CHECK_SECONDS = 60
 """How often abandoned uploads are looked for."""
 
+SUPERFLUOUS_AFTER_SECONDS = 600
+"""When an upload whose blob is there is forgotten, since nobody can need it: longer than streams may pause, so that one
+which goes on finds out by itself."""
+
 AGE_CHECK_SECONDS = 60
 """How often the store looks whether something has become too old."""
 
@@ -277,13 +281,14 @@ class LmdbCommitter:
             return
         self._next_upload_check = now + UPLOAD_CHECK_SECONDS
         oldest = int(now) - self._upload_max_age_seconds
+        idle = int(now) - SUPERFLUOUS_AFTER_SECONDS
         cursor = batch.txn.cursor(self._environment.uploads)
         found = cursor.set_range(self._upload_after) if self._upload_after else cursor.first()
         expired: list[tuple[bytes, records.UploadRecord]] = []
         checked = 0
         while found and checked < MAX_UPLOADS_CHECKED:
             record = records.UploadRecord.unpack(cursor.value())
-            if record.updated_at < oldest:
+            if record.updated_at < oldest or (record.updated_at < idle and batch.is_superfluous(cursor.key())):
                 expired.append((cursor.key(), record))
             checked += 1
             found = cursor.next()

@@ -297,6 +297,11 @@ def upload_key(
     return key + bytes((compression,)) if compression else key
 
 
+UPLOAD_SIZE = slice(32, 40)
+UPLOAD_BLOB = slice(40, None)
+"""Where an upload's key has the blob's size and, unless the client compresses it, the blob's key."""
+
+
 def action_result_key(instance_name: str, digest_key: bytes) -> bytes:
     """Return the key of ``action_results``."""
     return instance_name_hash(instance_name) + digest_key
