@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.cas.blob_making import blob, content, feed, missing, put, read, upload_name
@@ -11,7 +12,12 @@ from tests.contract.cas.conftest import Stores
 from tests.contract.cas.lmdb_store import LmdbStore
 
 from lathe_cas.blob_store import BlobStore, UnnamedUpload, UploadName, UploadStatus
-from lathe_cas.stores.lmdb_operations import Nothing
+from lathe_cas.stores import lmdb_upload
+from lathe_cas.stores.access_touches import Touches
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
+from lathe_cas.stores.lmdb_committer import LmdbCommitter
+from lathe_cas.stores.lmdb_operations import Nothing, StageUpload
+from lathe_cas.stores.lmdb_upload import upload_key_of
 from lathe_cas.stores.lmdb_writer import MAX_PENDING_BYTES
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import AbortedError, DigestMismatchError
@@ -362,6 +368,43 @@ async def test_an_upload_kept_in_the_background_survives_closing(stores: Stores)
     upload.suspend_soon()
     await stores.reopen()
     assert await stores.blobs.upload_status(upload_name(digest)) == UploadStatus(STAGE + 100, False)
+
+
+async def test_who_resumes_while_a_stream_of_another_process_goes_on_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LmdbStore(tmp_path)
+    await store.open()
+    storage = store.storage
+    digest, data = blob(300_000)
+    name = upload_name(digest)
+    upload = await store.blobs.open_upload(name)
+    await feed(upload, data[:100])
+    assert await upload.suspend() == 100
+    key = upload_key_of(name)
+    record = lmdb_upload.find_upload(storage, key)
+    assert record is not None
+    read_chunks = lmdb_upload.read_chunks
+    chunks = cut(data[: 2 * CHUNK], chunk_seed(digest.key))
+    stage = StageUpload(key, 1, record.owner, False, 0, 2 * CHUNK, 100, chunks, record.updated_at)
+    other = LmdbCommitter(storage.environment, store.options.policy, Touches(storage.step), storage.seconds, 86_400)
+
+    def read_behind_the_other(*arguments: Any) -> list[bytes]:
+        assert other.commit([stage])[0].error is None
+        with storage.environment.read() as txn:
+            return read_chunks(txn, *arguments[1:])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb_upload, "read_chunks", read_behind_the_other)
+        with pytest.raises(AbortedError):
+            await store.blobs.open_upload(name)
+    assert await store.blobs.upload_status(name) == UploadStatus(2 * CHUNK, False)
+    upload = await store.blobs.open_upload(name)
+    await feed(upload, data[upload.committed_bytes :])
+    await upload.finish()
+    assert await read(store.blobs, digest) == data
+    await store.recount()
+    await store.close()
 
 
 async def test_an_upload_takes_the_room_of_what_has_arrived_whatever_it_declares(tmp_path: Path) -> None:

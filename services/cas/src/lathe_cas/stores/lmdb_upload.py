@@ -160,6 +160,10 @@ class LmdbUpload(Upload):
         try:
             tail = await self._loop.run_in_executor(self._storage.executor, self._hash_staged, record)
         except ChunkDamagedError as error:
+            if find_upload(self._storage, self._key) != record:
+                raise AbortedError(
+                    "another stream took this upload over; ask QueryWriteStatus where to go on"
+                ) from error
             # Gone at once, or the client would be told of bytes that are no use, and come back with the same offset.
             _log.error("upload_damaged", digest=str(self._digest), error=str(error))
             self._hasher = self._digest.function.new_hasher()
@@ -184,7 +188,11 @@ class LmdbUpload(Upload):
         if not rest:
             return b""
         with environment.read() as txn:
-            return read_chunks(txn, environment.chunks, record.storage_id, self._seed, whole, 1)[0]
+            tail = read_chunks(txn, environment.chunks, record.storage_id, self._seed, whole, 1)[0]
+        if len(tail) != rest:
+            # A stream of another process, which goes on meanwhile, has replaced it.
+            raise ChunkDamagedError(record.storage_id, whole, f"{len(tail)} bytes instead of {rest}")
+        return tail
 
     @override
     async def append(self, pieces: Sequence[memoryview], length: int) -> None:
