@@ -46,6 +46,7 @@ class PutsOff:
     """A committer that holds the first batch until it is told to go on, and puts large operations off for a while."""
 
     has_pressing_upkeep = False
+    is_given_up = False
     has_upkeep = False
 
     def __init__(self, rounds: int) -> None:
