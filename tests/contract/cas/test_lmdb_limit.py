@@ -284,17 +284,17 @@ async def test_an_abandoned_upload_is_cleared_after_a_day(store: LmdbStore) -> N
 async def test_what_is_left_of_an_upload_goes_when_its_blob_is_there(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path)
     await store.open()
-    for seed in range(2):
-        digest, data = blob(2 * STAGE, seed)
+    begun = [blob(2 * STAGE, seed) for seed in range(2)]
+    for digest, data in begun:
         upload = await store.blobs.open_upload(upload_name(digest))
         await feed(upload, data[:STAGE])
         await upload.suspend()
     kept = store.blobs.status().staged_bytes // 2
-    await put(store.blobs, data)
+    await put(store.blobs, begun[1][1])
     store.now += lmdb_committer.SUPERFLUOUS_AFTER_SECONDS + 1
     await store.settle()
     assert store.blobs.status().staged_bytes == kept
-    assert await store.blobs.upload_status(upload_name(Digest.of(content(2 * STAGE)))) == UploadStatus(STAGE, False)
+    assert await store.blobs.upload_status(upload_name(begun[0][0])) == UploadStatus(STAGE, False)
     await store.recount()
     await store.close()
 

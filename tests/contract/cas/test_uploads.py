@@ -14,7 +14,7 @@ from tests.contract.cas.lmdb_store import LmdbStore
 from lathe_cas.blob_store import BlobStore, UnnamedUpload, UploadName, UploadStatus
 from lathe_cas.stores import lmdb_upload
 from lathe_cas.stores.access_touches import Touches
-from lathe_cas.stores.lmdb_chunks import chunk_seed, cut
+from lathe_cas.stores.lmdb_chunks import chunk_seed, cut, read_chunks
 from lathe_cas.stores.lmdb_committer import LmdbCommitter
 from lathe_cas.stores.lmdb_operations import Nothing, StageUpload
 from lathe_cas.stores.lmdb_upload import upload_key_of
@@ -384,7 +384,6 @@ async def test_who_resumes_while_a_stream_of_another_process_goes_on_is_told_so(
     key = upload_key_of(name)
     record = lmdb_upload.find_upload(storage, key)
     assert record is not None
-    read_chunks = lmdb_upload.read_chunks
     chunks = cut(data[: 2 * CHUNK], chunk_seed(digest.key))
     stage = StageUpload(key, 1, record.owner, False, 0, 2 * CHUNK, 100, chunks, record.updated_at)
     other = LmdbCommitter(storage.environment, store.options.policy, Touches(storage.step), storage.seconds, 86_400)
