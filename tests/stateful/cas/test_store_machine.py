@@ -34,6 +34,8 @@ from lathe_cas.stores import (
     lmdb_committer,
     lmdb_compressed_reads,
     lmdb_compressing_upload,
+    lmdb_quick_work,
+    lmdb_reads,
     lmdb_records,
     lmdb_stored_form,
     lmdb_upload,
@@ -98,8 +100,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.patch.setattr(lmdb_chunks, "CHUNK_BYTES", CHUNK_BYTES)
         self.patch.setattr(lmdb_upload, "STAGE_BYTES", 2 * CHUNK_BYTES)
         self.patch.setattr(lmdb_upload, "INLINE_HASH_BYTES", CHUNK_BYTES)
-        self.patch.setattr(lmdb_blob_store, "INLINE_BYTES", 4 * CHUNK_BYTES)
-        self.patch.setattr(lmdb_blob_store, "SEGMENT_CHUNKS", 2)
+        for module in (lmdb_blob_store, lmdb_reads, lmdb_quick_work):
+            self.patch.setattr(module, "INLINE_BYTES", 4 * CHUNK_BYTES)
+        self.patch.setattr(lmdb_reads, "SEGMENT_CHUNKS", 2)
         self.patch.setattr(lmdb_blob_store, "SHARED_FROM_BYTES", 2 * CHUNK_BYTES)
         self.patch.setattr(lmdb_stored_form, "MIN_COMPRESSED_BYTES", CHUNK_BYTES)
         self.patch.setattr(lmdb_compressed_reads, "_SEGMENT_CHUNKS", 2)

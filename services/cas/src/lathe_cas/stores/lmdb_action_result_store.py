@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
 from lathe_cas.stores import lmdb_records as records
-from lathe_cas.stores.lmdb_blob_store import EMPTY_KEYS
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut, read_chunks
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
+from lathe_cas.stores.lmdb_look_ups import EMPTY_KEYS
 from lathe_cas.stores.lmdb_operations import DropDamagedActionResult, PutActionResult
 
 if TYPE_CHECKING:
