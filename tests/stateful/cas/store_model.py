@@ -36,13 +36,13 @@ class ModelUpload:
 
 @dataclass
 class Session:
-    """A stream that holds an upload, or held it."""
+    """A stream that holds an upload, or held it; ``written_at`` is when anything of it was written, at the earliest."""
 
     name: UploadName
     upload: Upload
     data: bytes = field(repr=False)
     sent_bytes: int
-    opened_at: int
+    written_at: int
     may_be_wrong: bool = False
 
 
@@ -54,6 +54,7 @@ class Model:
         lease_seconds: For how long what was used must stay.
         blobs: Touch step of each blob.
         used_at: Time of each blob's last use.
+        there_until: Until when each blob was there, at the latest; if it is, when somebody looked last.
         results: By the key that the store files them under.
         uploads: Unfinished uploads.
         sessions: Streams that hold an upload.
@@ -64,6 +65,7 @@ class Model:
 
     lease_seconds: int = 0
     used_at: dict[Digest, float] = field(default_factory=dict)
+    there_until: dict[Digest, float] = field(default_factory=dict)
     blobs: dict[Digest, int] = field(default_factory=dict)
     results: dict[bytes, ModelResult] = field(default_factory=dict)
     uploads: dict[UploadName, ModelUpload] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Model:
         """Note that a blob is used or put."""
         assert step >= self.blobs.get(digest, 0), "time goes on"
         self.blobs[digest] = step
-        self.used_at[digest] = now
+        self.used_at[digest] = self.there_until[digest] = now
         self.fresh.add(digest)
 
     def put_result(self, key: bytes, result: ModelResult) -> None:
@@ -97,6 +99,7 @@ class Model:
         """
         assert blobs.keys() <= self.blobs.keys(), "a blob that nobody put"
         assert results.keys() <= self.results.keys(), "an action result that nobody put"
+        self.there_until.update(dict.fromkeys(self.blobs, now))
         gone = [self.blobs[digest] for digest in self.blobs.keys() - blobs.keys()]
         gone += [self.results[key].step for key in self.results.keys() - results.keys()]
         gone_blobs = self.blobs.keys() - blobs.keys()

@@ -40,7 +40,7 @@ from lathe_cas.stores import (
     lmdb_stored_form,
     lmdb_upload,
 )
-from lathe_cas.stores.lmdb_committer import AGE_CHECK_SECONDS
+from lathe_cas.stores.lmdb_committer import AGE_CHECK_SECONDS, SUPERFLUOUS_AFTER_SECONDS
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     AbortedError,
@@ -167,9 +167,10 @@ class StoreMachine(RuleBasedStateMachine):
             if digest in self.model.blobs:
                 self.model.use(digest, self.step, self.now)
 
-    def may_have_expired(self, since: int) -> bool:
-        """Whether an upload that was last written then may have been cleared."""
-        return self.now - since > UPLOAD_MAX_AGE_SECONDS
+    def may_be_cleared(self, digest: Digest, since: int) -> bool:
+        """Whether an upload that was last written then may be gone: by age, or because its blob came by another way."""
+        there_until = self.model.there_until.get(digest, 0.0)
+        return self.now - since > UPLOAD_MAX_AGE_SECONDS or there_until - since >= SUPERFLUOUS_AFTER_SECONDS
 
     @initialize(
         lease_seconds=st.sampled_from([0, LEASE_SECONDS]), max_age_seconds=st.sampled_from([None, MAX_AGE_SECONDS])
@@ -309,6 +310,7 @@ class StoreMachine(RuleBasedStateMachine):
         there = {digest for digest in wanted if digest in self.model.blobs}
         assert self.do(self.store.blobs.remove(wanted)) == len(there)
         for digest in there:
+            self.model.there_until[digest] = self.now
             del self.model.blobs[digest]
             del self.model.used_at[digest]
 
@@ -382,13 +384,14 @@ class StoreMachine(RuleBasedStateMachine):
         committed_bytes = upload.committed_bytes
         if restart:
             assert committed_bytes == 0
-        elif not (committed_bytes == 0 and self.may_have_expired(known.updated_at)):
+        elif not (committed_bytes == 0 and self.may_be_cleared(name.digest, known.updated_at)):
             assert known.low_bytes <= committed_bytes <= known.high_bytes
         data = BLOBS[name.digest]
         if is_wrong and committed_bytes < len(data):
             data = data[:committed_bytes] + bytes((data[committed_bytes] ^ 1,)) + data[committed_bytes + 1 :]
         wrong_before = committed_bytes > 0 and known.may_be_wrong
-        session = Session(name, upload, data, committed_bytes, int(self.now), wrong_before)
+        written_at = known.updated_at if committed_bytes else int(self.now)
+        session = Session(name, upload, data, committed_bytes, written_at, wrong_before)
         self.model.sessions[name] = session
         if len(self.sessions_of(name.digest)) > 1:
             self.model.shared.add(name.digest)
@@ -510,7 +513,7 @@ class StoreMachine(RuleBasedStateMachine):
         if session.name.digest in self.model.shared:
             assert isinstance(error, AbortedError | ResourceExhaustedError)
         elif isinstance(error, AbortedError):
-            assert self.may_have_expired(session.opened_at)
+            assert self.may_be_cleared(session.name.digest, session.written_at)
         else:
             assert isinstance(error, ResourceExhaustedError)
             needed = 2 * disk_bytes(session.name.digest.size_bytes)
@@ -524,7 +527,9 @@ class StoreMachine(RuleBasedStateMachine):
         is_wrong = session.may_be_wrong or session.data != BLOBS[session.name.digest]
         if session.name.digest in self.model.shared:
             low_bytes, kept_bytes = 0, session.name.digest.size_bytes
-        self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, int(self.now), is_wrong)
+        nothing_new = session.sent_bytes == session.upload.committed_bytes
+        updated_at = session.written_at if nothing_new else int(self.now)
+        self.model.uploads[session.name] = ModelUpload(low_bytes, kept_bytes, updated_at, is_wrong)
 
     @rule(pick=picks, how=st.sampled_from(["append", "finish", "suspend", "abandon"]))
     def use_lost_upload(self, pick: int, how: str) -> None:
@@ -551,7 +556,7 @@ class StoreMachine(RuleBasedStateMachine):
         known = self.model.uploads.get(name, ModelUpload())
         if status.complete:
             assert status.committed_bytes == name.digest.size_bytes
-        elif not (status.committed_bytes == 0 and self.may_have_expired(known.updated_at)):
+        elif not (status.committed_bytes == 0 and self.may_be_cleared(name.digest, known.updated_at)):
             assert known.low_bytes <= status.committed_bytes <= known.high_bytes
 
     # ---- the world
@@ -572,7 +577,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.newest_step = max(self.newest_step, self.step)
+        committer = self.store.storage.committer
         self.do(self.store.reopen())
+        # The last transactions evict as any others do, and the counters begin anew.
+        self.evicted_before -= committer.report.evicted_blobs + committer.report.evicted_action_results
         wall = self.store.wall_seconds()
         seen = [*self.model.blobs.values(), *(result.step for result in self.model.results.values())]
         now = self.store.storage.seconds()
@@ -580,7 +588,6 @@ class StoreMachine(RuleBasedStateMachine):
         assert now == max(wall, self.step_of_log() * STEP_SECONDS)
         assert max(wall, max(seen, default=0) * STEP_SECONDS) <= now <= max(wall, self.newest_step * STEP_SECONDS)
         self.clock_ahead_seconds = now - self.store.now
-        self.evicted_before = 0
         for session in list(self.model.sessions.values()):
             self.model.lost.append(session)
         self.model.sessions.clear()
