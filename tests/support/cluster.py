@@ -16,14 +16,19 @@ class Cluster:
         root: Directory for data and logs.
         workers: How many workers there can be; `start` starts all.
         worker_flags: More configuration of each worker.
+        cas_flags: More configuration of the CAS.
     """
 
-    def __init__(self, root: Path, *, workers: int = 1, worker_flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, root: Path, *, workers: int = 1, worker_flags: tuple[str, ...] = (), cas_flags: tuple[str, ...] = ()
+    ) -> None:
         self.root = root
         (root / "logs").mkdir(parents=True)
         self._worker_flags = worker_flags
         self.cas_port, self.scheduler_port, self._worker_api_port, cas_http, scheduler_http = free_ports(5)
-        self.cas = self._service("cas", "lathe-cas", cas_http, f"--port={self.cas_port}", f"--data-dir={self.cas_data}")
+        self.cas = self._service(
+            "cas", "lathe-cas", cas_http, f"--port={self.cas_port}", f"--data-dir={self.cas_data}", *cas_flags
+        )
         self.scheduler = self._service(
             "scheduler",
             "lathe-scheduler",

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lathe_shared import cas_wire
 from lathe_shared.clients.action_cache_client import ActionCacheClient
+from lathe_shared.clients.batch_limit import REMEMBERED_SECONDS
 from lathe_shared.clients.byte_stream_client import WRITE_CHUNK_BYTES
 from lathe_shared.clients.cas_client import MAX_BATCHED_BLOB_BYTES, CasClient
 from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient
@@ -118,6 +119,73 @@ async def test_batches_are_split_and_complete(cas: FakeCas, client: CasClient) -
     assert cas.calls["Read"] == 1
 
 
+async def test_batches_are_no_larger_than_the_cas_takes(cas: FakeCas, client: CasClient) -> None:
+    cas.max_batch_total_size_bytes = 100_000
+    blobs = {Digest.of(data): data for data in [bytes([n]) * 30_000 for n in range(10)] + [b"x" * 100_001]}
+
+    await client.upload("main", blobs)
+
+    assert cas.blobs == blobs
+    assert (cas.calls["BatchUpdateBlobs"], cas.calls["Write"]) == (4, 1)
+    assert await client.batch_read("main", blobs) == blobs
+    assert (cas.calls["BatchReadBlobs"], cas.calls["Read"]) == (4, 1)
+    assert await client.read("main", Digest.of(b"x" * 100_001)) == b"x" * 100_001
+    assert cas.calls["GetCapabilities"] == 1
+
+
+@pytest.mark.parametrize("advertised", [0, 10_000_000])
+async def test_batches_are_no_larger_than_the_client_wants(cas: FakeCas, client: CasClient, advertised: int) -> None:
+    cas.max_batch_total_size_bytes = advertised
+    blobs = {Digest.of(data): data for data in [bytes([n]) * 200_000 for n in range(50)]}
+
+    await client.upload("main", blobs)
+
+    assert cas.blobs == blobs
+    assert cas.calls["BatchUpdateBlobs"] == 3
+
+
+async def test_the_limit_of_a_cas_is_asked_for_once_a_minute(cas: FakeCas) -> None:
+    present = [cas.put(bytes([n]) * 30_000) for n in range(10)]
+    clock = FakeClock()
+    async with serving(cas.servicers()) as channel, asyncio.timeout(WAIT_SECONDS):
+        client = CasClient(channel, clock=clock)
+        await asyncio.gather(*(client.read("main", digest) for digest in present))
+        assert cas.calls["GetCapabilities"] == 1
+
+        cas.max_batch_total_size_bytes = 100_000
+        clock.advance_nowait(REMEMBERED_SECONDS)
+        cas.calls.clear()
+        found = await client.batch_read("main", present)
+
+    assert found == {digest: cas.blobs[digest] for digest in present}
+    assert (cas.calls["GetCapabilities"], cas.calls["BatchReadBlobs"]) == (1, 4)
+
+
+async def test_a_question_for_the_limit_outlives_who_asked_first(cas: FakeCas) -> None:
+    capabilities = GatedCapabilities(cas)
+    digest = cas.put(SMALL)
+    storage = cas.servicers()[0]
+    async with serving([storage, capabilities]) as channel, asyncio.timeout(WAIT_SECONDS):
+        client = CasClient(channel)
+        first = asyncio.create_task(client.read("main", digest))
+        await capabilities.asked.wait()
+        second = asyncio.create_task(client.read("main", digest))
+        await asyncio.sleep(0)
+        first.cancel()
+        capabilities.gate.set()
+
+        assert await second == SMALL
+
+    assert first.cancelled()
+    assert cas.calls["GetCapabilities"] == 1
+
+
+async def test_a_cas_without_capabilities_gets_batches_of_the_usual_size(cas: FakeCas) -> None:
+    digest = cas.put(SMALL)
+    async with serving(cas.servicers()[:1]) as channel:
+        assert await CasClient(channel).read("main", digest) == SMALL
+
+
 async def test_upload_sends_what_is_missing_by_batch_and_by_stream(
     cas: FakeCas, client: CasClient, tmp_path: Path
 ) -> None:
@@ -218,6 +286,27 @@ async def test_action_results_come_back_as_they_were_stored(cas: FakeCas) -> Non
         assert await client.get("other", action) is None
         capabilities = await client.capabilities("main")
         assert capabilities.cache_capabilities.max_batch_total_size_bytes == 4_000_000
+
+
+class GatedCapabilities(Servicer):
+    """A CAS that takes its time to say what it can do."""
+
+    service_name = "build.bazel.remote.execution.v2.Capabilities"
+
+    def __init__(self, cas: FakeCas) -> None:
+        self.asked = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.real = cas.servicers()[3].rpcs()["GetCapabilities"]
+
+    @override
+    def rpcs(self) -> Mapping[str, Rpc]:
+        return {"GetCapabilities": unary(self.get)}
+
+    async def get(self, request: bytes, context: RpcContext) -> bytes:
+        self.asked.set()
+        await self.gate.wait()
+        answer: bytes = self.real.func(request, context)
+        return answer
 
 
 class Faulty(Servicer):

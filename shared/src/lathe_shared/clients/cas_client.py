@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from grpclib.const import Status
 
 from lathe_shared.cas_wire import find_missing_request, find_missing_response_digests
+from lathe_shared.clients.batch_limit import BatchLimit
 from lathe_shared.clients.batch_messages import (
     ITEM_OVERHEAD_BYTES,
     batch_read_request,
@@ -27,6 +28,7 @@ from lathe_shared.clients.batch_messages import (
 from lathe_shared.clients.blob_file import FileSource, FileTarget, write_file
 from lathe_shared.clients.byte_stream_client import ByteStreamClient, transfer_seconds
 from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient
+from lathe_shared.clock import SystemClock
 from lathe_shared.digest import Digest, DigestFunction
 from lathe_shared.errors import BlobNotFoundError, InternalError, LatheError, NotFoundError
 from lathe_shared.status_details import error_from
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
 _SERVICE = "/build.bazel.remote.execution.v2.ContentAddressableStorage/"
 
 MAX_BATCH_BYTES = 4_000_000
-"""What goes into one batch, which is what Lathe's CAS advertises as ``max_batch_total_size_bytes``."""
+"""What goes into one batch, or less if the CAS advertises less: Lathe's does when its operator says so."""
 
 MAX_BATCHED_BLOB_BYTES = 256 << 10
-"""Larger blobs travel by ByteStream: a batch is held in memory whole on both sides."""
+"""Larger blobs travel by ByteStream: a batch is held in memory whole on both sides. So do those that are too large for
+any batch of this CAS."""
 
 MAX_DIGESTS_PER_QUERY = 10_000
 """Digests in one FindMissingBlobs: 750 kB, and about 10 ms of the CAS's time."""
@@ -60,11 +63,13 @@ class CasClient:
     Args:
         channel: The connection to the CAS.
         retry: How calls are tried again while the CAS is away.
-        clock: What pauses between tries are measured by.
+        clock: What pauses between tries are measured by, and the age of what the CAS has said.
     """
 
     def __init__(self, channel: GrpcChannel, *, retry: RetryPolicy | None = None, clock: Clock | None = None) -> None:
+        clock = clock or SystemClock()
         self._rpc = RpcClient(channel, "the CAS", retry=retry, clock=clock)
+        self._limit = BatchLimit(self._rpc, clock, MAX_BATCH_BYTES)
         self._byte_stream = ByteStreamClient(self._rpc)
         self._transfers = asyncio.Semaphore(CONCURRENT_TRANSFERS)
 
@@ -91,11 +96,16 @@ class CasClient:
             BlobNotFoundError: The CAS does not hold the blob.
             LatheError: It answered with another error, or stayed away.
         """
+        if digest.is_empty:
+            return b""
         if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES:
             found = (await self.batch_read(instance_name, [digest]))[digest]
             if isinstance(found, LatheError):
                 raise found
             return found
+        return await self._read_whole_stream(instance_name, digest)
+
+    async def _read_whole_stream(self, instance_name: str, digest: Digest) -> bytes:
         async with self._transfers, aclosing(self.read_stream(instance_name, digest)) as pieces:
             data = b"".join([piece async for piece in pieces])
         self._verify(digest, data)
@@ -156,20 +166,25 @@ class CasClient:
             LatheError: A whole request failed.
         """
         found: dict[Digest, bytes | LatheError] = {}
-        wanted = set(digests)
-        small = {digest for digest in wanted if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES}
+        wanted = set()
+        for digest in digests:
+            if digest.is_empty:
+                found[digest] = b""
+            else:
+                wanted.add(digest)
 
         async def one(digest: Digest) -> None:
             try:
-                found[digest] = await self.read(instance_name, digest)
+                found[digest] = await self._read_whole_stream(instance_name, digest)
             except NotFoundError as error:
                 found[digest] = error
 
+        batches, streamed = await self._divided(instance_name, wanted)
         try:
             async with asyncio.TaskGroup() as group:
-                for function, batch in _batches(small):
+                for function, batch in batches:
                     group.create_task(self._read_batch(instance_name, function, batch, found))
-                for digest in wanted - small:
+                for digest in streamed:
                     group.create_task(one(digest))
         except ExceptionGroup as errors:
             raise _first(errors) from None
@@ -182,10 +197,7 @@ class CasClient:
         batch: Sequence[Digest],
         found: dict[Digest, bytes | LatheError],
     ) -> None:
-        by_hash = {digest.hash: digest for digest in batch if not digest.is_empty}
-        found.update({digest: b"" for digest in batch if digest.is_empty})
-        if not by_hash:
-            return
+        by_hash = {digest.hash: digest for digest in batch}
         request = batch_read_request(instance_name, function, by_hash.values())
         async with self._transfers:
             response = await self._rpc.unary(_SERVICE + "BatchReadBlobs", request)
@@ -241,12 +253,12 @@ class CasClient:
         return missing
 
     async def _write_all(self, instance_name: str, blobs: Mapping[Digest, BlobSource]) -> None:
-        small = {digest for digest in blobs if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES}
+        batches, streamed = await self._divided(instance_name, {digest for digest in blobs if not digest.is_empty})
         try:
             async with asyncio.TaskGroup() as group:
-                for function, batch in _batches(digest for digest in small if not digest.is_empty):
+                for function, batch in batches:
                     group.create_task(self._write_batch(instance_name, function, batch, blobs))
-                for digest in blobs.keys() - small:
+                for digest in streamed:
                     group.create_task(self._write_stream(instance_name, digest, blobs[digest]))
         except ExceptionGroup as errors:
             raise _first(errors) from None
@@ -320,6 +332,20 @@ class CasClient:
         except NotFoundError:
             raise BlobNotFoundError(root) from None
 
+    async def _divided(
+        self, instance_name: str, digests: Set[Digest]
+    ) -> tuple[list[tuple[DigestFunction, list[Digest]]], Set[Digest]]:
+        """Divide blobs into batches that the CAS takes, and those that travel alone.
+
+        The CAS is not asked for its limit if there is nothing to put into a batch.
+        """
+        small = {digest for digest in digests if digest.size_bytes <= MAX_BATCHED_BLOB_BYTES}
+        if not small:
+            return [], digests
+        limit = await self._limit.get(instance_name)
+        fitting = {digest for digest in small if _size_in_batch(digest) <= limit}
+        return list(_batches(fitting, limit)), digests - fitting
+
     def _verify(self, digest: Digest, data: bytes) -> None:
         got = Digest.of(data, digest.function)
         if got != digest:
@@ -338,14 +364,19 @@ def _by_function(digests: Iterable[Digest]) -> Iterator[tuple[DigestFunction, li
     yield from groups.items()
 
 
-def _batches(digests: Iterable[Digest]) -> Iterator[tuple[DigestFunction, list[Digest]]]:
-    """Split digests into batches whose blobs, with what they cost beside their bytes, stay within the limit."""
+def _size_in_batch(digest: Digest) -> int:
+    """Return what a blob takes of a batch, with what it costs beside its bytes."""
+    return digest.size_bytes + ITEM_OVERHEAD_BYTES
+
+
+def _batches(digests: Iterable[Digest], limit: int) -> Iterator[tuple[DigestFunction, list[Digest]]]:
+    """Split digests, each of which fits, into batches that stay within the limit."""
     for function, group in _by_function(digests):
         batch: list[Digest] = []
         total = 0
         for digest in group:
-            size = digest.size_bytes + ITEM_OVERHEAD_BYTES
-            if batch and total + size > MAX_BATCH_BYTES:
+            size = _size_in_batch(digest)
+            if batch and total + size > limit:
                 yield function, batch
                 batch, total = [], 0
             batch.append(digest)

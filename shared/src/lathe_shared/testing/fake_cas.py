@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from lathe_shared.testing.builders import BlobSet
 
 READ_CHUNK_BYTES = 1 << 16
-MAX_BATCH_TOTAL_SIZE_BYTES = 4_000_000
 
 
 class FakeCas:
@@ -62,12 +61,14 @@ class FakeCas:
         blobs: What is there; tests may add and remove as they like.
         action_results: Serialized ActionResults by instance name and action digest.
         calls: How often each method was called, by its short name.
+        max_batch_total_size_bytes: What it advertises and holds batches to; 0 advertises nothing and takes anything.
     """
 
     def __init__(self, instance_names: Iterable[str] = ()) -> None:
         self.blobs: dict[Digest, bytes] = {}
         self.action_results: dict[tuple[str, Digest], bytes] = {}
         self.calls: Counter[str] = Counter()
+        self.max_batch_total_size_bytes = 4_000_000
         self.instances = InstanceNames(instance_names)
         self.uploads: dict[str, bytearray] = {}
 
@@ -146,8 +147,7 @@ class _Storage(Servicer):
         self._cas.calls["BatchUpdateBlobs"] += 1
         request = cas_wire.read_batch_update(data)
         self._cas.instances.check(request.instance_name)
-        if sum(len(item.data) for item in request.items) > MAX_BATCH_TOTAL_SIZE_BYTES:
-            raise InvalidArgumentError("requests", f"more than {MAX_BATCH_TOTAL_SIZE_BYTES} bytes in one batch")
+        self._check_batch("requests", sum(len(item.data) for item in request.items))
         parts = []
         for item in request.items:
             try:
@@ -163,8 +163,7 @@ class _Storage(Servicer):
         self._cas.calls["BatchReadBlobs"] += 1
         request = cas_wire.read_batch_read(data)
         self._cas.instances.check(request.instance_name)
-        if sum(size for _, _, size in request.digests) > MAX_BATCH_TOTAL_SIZE_BYTES:
-            raise InvalidArgumentError("digests", f"more than {MAX_BATCH_TOTAL_SIZE_BYTES} bytes in one batch")
+        self._check_batch("digests", sum(size for _, _, size in request.digests))
         parts = []
         for wire, hash_, size_bytes in request.digests:
             blob, status = b"", b""
@@ -175,6 +174,11 @@ class _Storage(Servicer):
                 status = cas_wire.rpc_status(error.status.value, error.message)
             parts.append(cas_wire.batch_read_response_item(wire, blob, status))
         return b"".join(parts)
+
+    def _check_batch(self, field: str, total_bytes: int) -> None:
+        limit = self._cas.max_batch_total_size_bytes
+        if limit and total_bytes > limit:
+            raise InvalidArgumentError(field, f"more than {limit} bytes in one batch")
 
     async def _get_tree(self, data: bytes, _context: RpcContext) -> AsyncIterator[bytes]:
         self._cas.calls["GetTree"] += 1
@@ -307,7 +311,7 @@ class _Capabilities(Servicer):
         cache = reapi.CacheCapabilities(
             digest_functions=[reapi.DigestFunctionValue(int(function)) for function in DigestFunction],
             action_cache_update_capabilities=reapi.ActionCacheUpdateCapabilities(update_enabled=True),
-            max_batch_total_size_bytes=MAX_BATCH_TOTAL_SIZE_BYTES,
+            max_batch_total_size_bytes=self._cas.max_batch_total_size_bytes,
             symlink_absolute_path_strategy=reapi.SymlinkAbsolutePathStrategyValue(
                 reapi.SymlinkAbsolutePathStrategyValue.ALLOWED
             ),
