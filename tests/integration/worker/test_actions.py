@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 from grpclib.const import Status
+from tests.support.probe import processes_with as processes_by_argument
+from tests.support.waiting import eventually
 
 from lathe_protos import reapi, rpc, worker_v1
 from lathe_shared.digest import Digest
@@ -383,11 +387,19 @@ async def test_metadata_tells_the_whole_story(bench: Workbench) -> None:
 
 
 async def test_several_actions_run_at_once(bench: Workbench) -> None:
-    """Each waits in the network of its own file system for nobody: they only have to overlap."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(bench.run(f"echo {number}; true")) for number in range(6)]
+    """None of them ends before it is ended, so they can be seen side by side only if none waits for another."""
+    marks = [str(os.getpid() * 10**6 + 4720 + number) for number in range(6)]
 
-    assert sorted(task.result().stdout for task in tasks) == [f"{number}\n".encode() for number in range(6)]
+    def sleepers() -> list[int]:
+        return [pid for mark in marks for pid in processes_by_argument(mark)]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(bench.run(f"sleep {mark}; echo {mark}")) for mark in marks]
+        await asyncio.to_thread(eventually, lambda: len(sleepers()) == len(marks), "all actions run")
+        for pid in sleepers():
+            os.kill(pid, signal.SIGKILL)
+
+    assert [task.result().stdout for task in tasks] == [f"{mark}\n".encode() for mark in marks]
 
 
 async def test_input_symlinks_and_empty_directories_are_there(bench: Workbench) -> None:
