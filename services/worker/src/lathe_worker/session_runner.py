@@ -44,6 +44,10 @@ REGISTER_SECONDS = 10.0
 SEND_SECONDS = 30.0
 """How long the scheduler may leave its end of the stream unread; it then counts as dead."""
 
+STEADY_SECONDS = 10.0
+"""How long a registered connection must have lived for the pauses to begin anew. What breaks it sooner may be in what
+is said on it, such as a result that is sent again each time, and would break the next one as well."""
+
 _LOG_EVERY_FAILURES = 20
 """A scheduler that stays away is worth a line about every minute and a half."""
 
@@ -83,6 +87,7 @@ class SessionRunner:
         self._wake = asyncio.Event()
         self._left = asyncio.Event()
         self._is_registered = False
+        self._registered_at = 0.0
 
     @property
     def is_registered(self) -> bool:
@@ -111,8 +116,9 @@ class SessionRunner:
                 self._check_left()
                 if self._left.is_set():
                     return
-                failures = 1 if was_registered else failures + 1
-                if failures == 1 or failures % _LOG_EVERY_FAILURES == 0:
+                was_steady = was_registered and self._clock.monotonic() - self._registered_at >= STEADY_SECONDS
+                failures = 1 if was_steady else failures + 1
+                if failures == 1 or was_registered or failures % _LOG_EVERY_FAILURES == 0:
                     _log.warning("scheduler_away", reason=reason, running=len(self._actions), failures=failures)
                 await self._scheduler.pause(failures, RECONNECTION)
         finally:
@@ -192,6 +198,7 @@ class SessionRunner:
             self._actions[effect.lease_id].cancel()
         elif isinstance(effect, Accepted):
             self._is_registered = True
+            self._registered_at = self._clock.monotonic()
             _log.info("registered", scheduler=self._scheduler.peer, running=len(self._actions))
 
     def _run(self, start: worker_v1.StartAction) -> None:
