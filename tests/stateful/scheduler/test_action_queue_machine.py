@@ -17,6 +17,7 @@ from lathe_scheduler import queue_events as events
 from lathe_scheduler.action_queue import ActionQueue
 from lathe_scheduler.queue_settings import QueueSettings
 from lathe_scheduler.task import Outcome, OutcomeKind, Task, TaskState
+from lathe_scheduler.task_transitions import MAX_UNSTARTED_LOSSES
 from lathe_scheduler.worker import WorkerState
 
 ACTIONS: dict[str, dict[str, str]] = {
@@ -224,6 +225,7 @@ class ActionQueueMachine(RuleBasedStateMachine):
             assert (task.lease is not None) == (task.state in RUNNING)
             assert (task.spec is None) == (task.state is TaskState.CHECKING)
             assert len(task.lost_on) < MAX_ATTEMPTS
+            assert task.unstarted_losses <= MAX_UNSTARTED_LOSSES
 
     @invariant()
     def each_task_is_leased_once_at_most(self) -> None:

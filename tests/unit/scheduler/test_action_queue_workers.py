@@ -9,6 +9,7 @@ from lathe_scheduler import queue_effects as effects
 from lathe_scheduler import queue_events as events
 from lathe_scheduler.queue_settings import QueueSettings
 from lathe_scheduler.task import OutcomeKind, TaskState
+from lathe_scheduler.task_transitions import MAX_UNSTARTED_LOSSES
 from lathe_scheduler.worker import WorkerState
 from lathe_shared.errors import FailedPreconditionError
 
@@ -226,6 +227,7 @@ def test_an_action_that_loses_its_workers_is_given_up_by_a_status_that_bazel_doe
     name = driver.execute("poison")
     for worker in ("u", "v", "w"):
         driver.connect(worker)
+        driver.begin(driver.started[-1])
         driver.disconnect(worker)
         driver.advance(3)
     outcome = driver.outcome(name)
@@ -234,6 +236,36 @@ def test_an_action_that_loses_its_workers_is_given_up_by_a_status_that_bazel_doe
     assert not outcome.error.details
     assert "3 attempts" in outcome.error.message
     assert "u, v, w" in outcome.error.message
+    assert driver.queue.queued_count == driver.queue.executing_count == 0
+
+
+@pytest.mark.parametrize("loss", ["the message, with its connection", "the worker", "by heartbeats"])
+def test_what_was_lost_before_it_began_is_no_attempt(loss: str) -> None:
+    driver = QueueDriver(QueueSettings(max_attempts=1))
+    driver.connect("w")
+    name = driver.execute("a")
+    if loss == "by heartbeats":
+        for _ in range(3):
+            driver.heartbeat("w", [])
+    else:
+        driver.disconnect("w")
+        if loss == "the worker":
+            driver.advance(3)
+        driver.connect("w")
+    assert driver.dispatched() == [("a", "w"), ("a", "w")]
+    driver.begin(driver.started[1])
+    driver.connect("w")
+    assert driver.outcome_kind(name) is OutcomeKind.WORKERS_LOST
+
+
+def test_an_action_that_takes_workers_down_before_it_begins_is_given_up_too() -> None:
+    driver = QueueDriver(QueueSettings(max_attempts=2))
+    driver.connect("w")
+    name = driver.execute("too large")
+    for _ in range(20):
+        driver.connect("w")
+    assert driver.outcome_kind(name) is OutcomeKind.WORKERS_LOST
+    assert len(driver.started) == MAX_UNSTARTED_LOSSES + 2
     assert driver.queue.queued_count == driver.queue.executing_count == 0
 
 

@@ -71,7 +71,7 @@ class SchedulerSettings(ServiceSettings):
         default=256 << 20, ge=0, description="how many bytes of results such outcomes may hold"
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="how often an action may be lost with its worker before it is given up"
+        default=3, ge=1, description="how often an action that began may be lost with its worker before it is given up"
     )
     priority_ageing_seconds: float = Field(
         default=60.0, ge=0, description="waiting time that makes up for one step of priority"

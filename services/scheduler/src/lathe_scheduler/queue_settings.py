@@ -27,7 +27,7 @@ class QueueSettings:
         completed_retention_seconds: How long a done operation can be asked for.
         max_completed_operations: How many done operations are kept at most.
         max_completed_bytes: How many bytes of responses they may hold.
-        max_attempts: How often an action may be lost with its worker before it is given up.
+        max_attempts: How often an action that began may be lost with its worker before it is given up.
         priority_ageing_seconds: Waiting time that outweighs one step of priority.
         reservation_after_seconds: How long the head of a queue is passed over by smaller actions before a worker is
             kept free for it.

@@ -122,6 +122,8 @@ class Task:
         order: Place in the queue.
         lease: The worker's hold on it while ASSIGNED or EXECUTING.
         lost_on: Names of the workers on which attempts were lost, in order.
+        unstarted_losses: How often it was given to a worker that did not begin it, and was lost; see
+            ``task_transitions``.
         outcome: Set when COMPLETED.
     """
 
@@ -138,6 +140,7 @@ class Task:
     order: QueueOrder = UNORDERED
     lease: Lease | None = None
     lost_on: list[str] = field(default_factory=list)
+    unstarted_losses: int = 0
     outcome: Outcome | None = None
 
     @property

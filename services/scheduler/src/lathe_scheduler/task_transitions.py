@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from lathe_scheduler.task import ActionSpec
     from lathe_scheduler.worker import Lease
 
+MAX_UNSTARTED_LOSSES = 5
+"""How often an action may be lost before its worker said that it runs, without that being an attempt. Mostly the
+message was lost with its connection, or the worker went for another reason. But inputs alone can take a worker down,
+and what does that every time must come to an end; so what is beyond this counts."""
+
 
 class TaskTransitions:
     """Moves tasks between states and keeps the tables true."""
@@ -72,6 +77,23 @@ class TaskTransitions:
             self.complete(task, Outcome(OutcomeKind.WORKERS_LOST, response or None, error), now)
             return
         self.requeue(task, worker_id, reason, now)
+
+    def lease_lost(self, task: Task, worker_id: str, reason: str, now: float) -> None:
+        """Queue a task again whose worker went, or does not have it; or give it up.
+
+        Only what began is an attempt; see ``MAX_UNSTARTED_LOSSES``. The lease must have been given back already.
+
+        Args:
+            task: The task, ASSIGNED or EXECUTING until now.
+            worker_id: The worker.
+            reason: What happened to it.
+            now: Monotonic seconds.
+        """
+        if task.state is TaskState.ASSIGNED and task.unstarted_losses < MAX_UNSTARTED_LOSSES:
+            task.unstarted_losses += 1
+            self.requeue(task, worker_id, reason, now)
+        else:
+            self.attempt_lost(task, worker_id, reason, now)
 
     def requeue(self, task: Task, worker_id: str, reason: str, now: float) -> None:
         """Queue a task again that its worker gave back or lost; its lease must have been given back already."""
@@ -168,6 +190,6 @@ def _workers_lost_error(task: Task, reason: str) -> FailedPreconditionError:
     """
     names = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in Counter(task.lost_on).items())
     return FailedPreconditionError(
-        f"gave up after {len(task.lost_on)} attempts: each time the worker was lost or failed while it ran action "
+        f"gave up after {len(task.lost_on)} attempts: each time the worker was lost or failed while it had action "
         f"{task.key.digest} (workers: {names}; last reason: {reason}); the action itself may be what takes workers down"
     )

@@ -203,7 +203,7 @@ class WorkerTransitions:
         for lease in leases:
             worker.give_back(lease)
             if lease.task is not None:
-                self._tasks.attempt_lost(lease.task, worker.id, reason, now)
+                self._tasks.lease_lost(lease.task, worker.id, reason, now)
 
 
 def _set_capacity(worker: Worker, event: events.WorkerConnected) -> None:
