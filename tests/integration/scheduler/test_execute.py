@@ -3,9 +3,11 @@
 import asyncio
 import datetime
 
+import pytest
 from tests.integration.scheduler.conftest import Cluster, response_of, running_cluster, stage_of
 
 from lathe_protos import longrunning, reapi, rpc, worker_v1
+from lathe_scheduler.queue_events import ActionFinished, TimePassed
 from lathe_shared.digest import Digest
 from lathe_shared.errors import (
     InvalidArgumentError,
@@ -91,6 +93,27 @@ async def test_two_clients_share_one_execution(cluster: Cluster) -> None:
     metrics = cluster.runtime.metrics.exposition().decode()
     assert "lathe_scheduler_actions_dispatched_total 1.0" in metrics
     assert "lathe_scheduler_executions_merged_total 2.0" in metrics
+
+
+@pytest.mark.parametrize(
+    "settings", [{"max_completed_operations": 1}, {"max_completed_bytes": 0}, {"completed_retention_seconds": 0.0}]
+)
+async def test_who_follows_an_execution_gets_its_end_though_it_is_forgotten_at_once(
+    settings: dict[str, object],
+) -> None:
+    async with running_cluster(**settings) as cluster:
+        digest = cluster.action()
+        worker = await cluster.worker()
+        calls = [cluster.execute(digest, channel=await cluster.new_channel()) for _ in range(3)]
+        start = await worker.next_start()
+        for call in calls:
+            await call.until_stage("QUEUED")
+        event = ActionFinished("w", 1, start.lease_id, bytes(reapi.ExecuteResponse(message="the end")))
+        cluster.runner.submit(event)
+        cluster.runner.submit(TimePassed())  # in the same turn, so before anybody wakes
+        assert len(list(cluster.runner.queue.operations())) <= 1
+        for call in calls:
+            assert response_of(await call.until_done()).message == "the end"
 
 
 async def test_actions_that_must_not_be_cached_run_for_each_client_and_ignore_the_cache(cluster: Cluster) -> None:

@@ -131,20 +131,23 @@ class QueueRunner:
     async def follow(self, name: str, *, is_new: bool = False) -> AsyncGenerator[bytes, None]:
         """Yield an operation's state now, at each change and now and then, until it is done.
 
+        The end comes also if the operation is forgotten the moment that it is done, as it may be where few are kept.
+
         Args:
             name: The operation; counting the listener is the caller's business.
             is_new: Raise what the request was rejected with, and yield nothing until the action cache was asked: a
                 cached result is then the first message, and a storage that is away can be answered by a plain status.
 
         Raises:
-            NotFoundError: The operation is unknown, or was forgotten meanwhile.
+            NotFoundError: The operation is unknown.
             LatheError: Why a new request was rejected.
         """
+        # Looked up once: what is forgotten is done, and its outcome does not change any more.
+        operation = self._known(name)
         changed = asyncio.Event()
         self._followers.setdefault(name, set()).add(changed)
         try:
             while True:
-                operation = self._known(name)
                 if is_new and operation.outcome is not None and operation.outcome.kind is OutcomeKind.REJECTED:
                     raise operation.outcome.error or RuntimeError("rejected without an error")
                 if not (is_new and self._asks_cache(operation)):
@@ -163,7 +166,7 @@ class QueueRunner:
         """Wait for the end of an operation without counting as its listener.
 
         Raises:
-            NotFoundError: The operation is unknown, or was forgotten meanwhile.
+            NotFoundError: The operation is unknown.
         """
         async for _ in self.follow(name):
             pass
