@@ -6,7 +6,7 @@ from tests.unit.scheduler.memory_cas import MemoryCas
 from lathe_protos import reapi
 from lathe_scheduler.input_tree import InputTrees
 from lathe_shared.digest import EMPTY_DIGEST, Digest
-from lathe_shared.errors import InvalidArgumentError, UnavailableError
+from lathe_shared.errors import InternalError, InvalidArgumentError, UnavailableError
 from lathe_shared.testing.builders import BlobSet
 from lathe_shared.testing.fake_clock import FakeClock
 
@@ -59,6 +59,34 @@ async def test_a_missing_root_is_named() -> None:
     fixture = Fixture()
     del fixture.cas.blobs[fixture.root]
     assert await fixture.missing() == {fixture.root}
+
+
+@pytest.mark.parametrize("what", ["a blob", "an instance"])
+async def test_an_error_reaches_who_asked_for_it_and_nobody_beside_them(what: str) -> None:
+    fixture = Fixture()
+    damaged = fixture.set.directory({"other": b"o"})
+    refused = InternalError("refused")
+    instance_name = "main" if what == "a blob" else "other"
+    fixture.cas.errors[damaged if what == "a blob" else instance_name] = refused
+
+    found = await asyncio.gather(
+        fixture.missing(), fixture.trees.find_missing(instance_name, damaged), return_exceptions=True
+    )
+
+    assert list(found) == [set(), refused]
+
+
+async def test_a_refused_question_for_presence_is_no_other_instance_s_error() -> None:
+    fixture = Fixture()
+    await fixture.missing()
+    fixture.clock.advance_nowait(61)  # Directories are known by now, so both only look for blobs.
+    refused = fixture.cas.errors["other"] = InternalError("refused")
+
+    found = await asyncio.gather(
+        fixture.trees.find_missing("other", EMPTY_DIGEST), fixture.missing(), return_exceptions=True
+    )
+
+    assert list(found) == [refused, set()]
 
 
 async def test_the_empty_root_needs_no_question() -> None:

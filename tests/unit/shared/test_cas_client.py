@@ -104,6 +104,27 @@ async def test_an_absent_blob_is_not_found(client: CasClient, tmp_path: Path, si
     assert os.listdir(tmp_path) == []
 
 
+async def test_a_wrong_size_in_a_batch_is_missing_and_the_right_one_is_there(cas: FakeCas, client: CasClient) -> None:
+    digest = cas.put(SMALL)
+    wrong = [Digest(digest.hash, size) for size in (len(SMALL) - 1, len(SMALL) + 1)]
+
+    found = await client.batch_read("main", [*wrong, digest])
+
+    assert found[digest] == SMALL
+    assert [type(found[each]) for each in wrong] == [BlobNotFoundError] * 2
+
+
+async def test_one_damaged_blob_is_its_own_error(cas: FakeCas, client: CasClient) -> None:
+    for damaged in (cas.put(b"bad"), cas.put(LARGE)):
+        cas.blobs[damaged] = cas.blobs[damaged][:-1] + b"?"
+    present = cas.put(SMALL)
+
+    found = await client.batch_read("main", cas.blobs)
+
+    assert found.pop(present) == SMALL
+    assert [type(error) for error in found.values()] == [InternalError] * 2
+
+
 async def test_batches_are_split_and_complete(cas: FakeCas, client: CasClient) -> None:
     present = [cas.put(bytes([number]) * 200_000) for number in range(50)]
     large = cas.put(LARGE)

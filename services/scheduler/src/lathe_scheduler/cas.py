@@ -6,9 +6,10 @@ import abc
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from lathe_shared.digest import Digest
+    from lathe_shared.errors import LatheError
 
 
 class Cas(abc.ABC):
@@ -28,8 +29,8 @@ class Cas(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def read(self, instance_name: str, digests: Collection[Digest]) -> dict[Digest, bytes]:
-        """Read whole blobs; those that are not stored are left out.
+    async def read(self, instance_name: str, digests: Collection[Digest]) -> Mapping[Digest, bytes | LatheError]:
+        """Read whole blobs, each with its bytes or its own error; those that are not stored are left out.
 
         Args:
             instance_name: The client's instance.

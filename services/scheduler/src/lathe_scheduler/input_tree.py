@@ -10,19 +10,21 @@ Spec: REAPI, Execution.Execute, "missing blobs" as FAILED_PRECONDITION with a MI
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lathe_scheduler.batching import Batcher
 from lathe_scheduler.directory_reader import DirectoryReader, DirectoryReferences
 from lathe_scheduler.expiring_memo import ExpiringMemo
-from lathe_shared.errors import InvalidArgumentError
+from lathe_shared.errors import InvalidArgumentError, LatheError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from lathe_scheduler.cas import Cas
     from lathe_shared.clock import Clock
     from lathe_shared.digest import Digest
+
+Answer = TypeVar("Answer")
 
 FIND_MISSING_BATCH = 10_000
 """Digests in one FindMissingBlobs: about 750 kB, well inside what any server takes in one message."""
@@ -61,10 +63,11 @@ class InputTrees:
         self._clock = clock
         self._presence_seconds = presence_seconds
         self._cas = cas
-        self._finder: Batcher[tuple[str, Digest], bool] = Batcher(
+        # Many clients' questions share a request, so each has its own answer, which may be an error.
+        self._finder: Batcher[tuple[str, Digest], bool | LatheError] = Batcher(
             self._fetch_presence, max_weight=FIND_MISSING_BATCH, weigh=lambda _: 1, max_in_flight=REQUESTS_IN_FLIGHT
         )
-        self._blobs: Batcher[tuple[str, Digest], bytes] = Batcher(
+        self._blobs: Batcher[tuple[str, Digest], bytes | LatheError] = Batcher(
             self._fetch_blobs,
             max_weight=READ_BATCH_BYTES,
             weigh=lambda key: key[1].size_bytes + 100,
@@ -76,9 +79,13 @@ class InputTrees:
         self._times_forgotten = 0
 
     async def read(self, instance_name: str, digests: Collection[Digest]) -> dict[Digest, bytes]:
-        """Read small blobs, together with what others read at this moment; those not stored are left out."""
+        """Read small blobs, together with what others read at this moment; those not stored are left out.
+
+        Raises:
+            LatheError: The storage is away, or answered one of these blobs with an error.
+        """
         found = await self._blobs.get((instance_name, digest) for digest in digests)
-        return {digest: data for (_, digest), data in found.items()}
+        return {digest: _answered(data) for (_, digest), data in found.items()}
 
     async def find_missing(self, instance_name: str, root: Digest) -> set[Digest]:
         """Return all blobs of an input tree that are not stored.
@@ -105,7 +112,7 @@ class InputTrees:
             else:
                 believed_until = min(believed_until, until)
         if unknown:
-            present = await self._finder.get(unknown)
+            present = {key: _answered(answer) for key, answer in (await self._finder.get(unknown)).items()}
             missing.update(key[1] for key in unknown if not present[key])
             if times_forgotten == self._times_forgotten:
                 for key in unknown:
@@ -169,22 +176,43 @@ class InputTrees:
                 raise InvalidArgumentError("action.input_root_digest", f"more than {MAX_TREE_DIGESTS} distinct blobs")
         return walked, wanted, missing, believed_until
 
-    async def _fetch_presence(self, keys: Collection[tuple[str, Digest]]) -> dict[tuple[str, Digest], bool]:
-        answer: dict[tuple[str, Digest], bool] = {}
-        for (instance_name, _), digests in _grouped(keys).items():
+    async def _fetch_presence(
+        self, keys: Collection[tuple[str, Digest]]
+    ) -> dict[tuple[str, Digest], bool | LatheError]:
+        async def ask(instance_name: str, digests: Collection[Digest]) -> Mapping[Digest, bool]:
             missing = await self._cas.find_missing(instance_name, digests)
-            answer.update({(instance_name, digest): digest not in missing for digest in digests})
-        return answer
+            return {digest: digest not in missing for digest in digests}
 
-    async def _fetch_blobs(self, keys: Collection[tuple[str, Digest]]) -> dict[tuple[str, Digest], bytes]:
-        answer: dict[tuple[str, Digest], bytes] = {}
-        for (instance_name, _), digests in _grouped(keys).items():
-            blobs = await self._cas.read(instance_name, digests)
-            answer.update({(instance_name, digest): data for digest, data in blobs.items()})
-        return answer
+        return await _each_group(keys, ask)
+
+    async def _fetch_blobs(self, keys: Collection[tuple[str, Digest]]) -> dict[tuple[str, Digest], bytes | LatheError]:
+        return await _each_group(keys, self._cas.read)
 
 
 _NOTHING = DirectoryReferences((), ())
+
+
+def _answered(answer: Answer | LatheError) -> Answer:
+    if isinstance(answer, LatheError):
+        raise answer
+    return answer
+
+
+async def _each_group(
+    keys: Iterable[tuple[str, Digest]],
+    ask: Callable[[str, Collection[Digest]], Awaitable[Mapping[Digest, Answer | LatheError]]],
+) -> dict[tuple[str, Digest], Answer | LatheError]:
+    """Ask for each group of keys; a group that is refused, such as for its instance name, is no other one's error."""
+    answer: dict[tuple[str, Digest], Answer | LatheError] = {}
+    for (instance_name, _), digests in _grouped(keys).items():
+        try:
+            found = await ask(instance_name, digests)
+        except UnavailableError:
+            raise
+        except LatheError as error:
+            found = dict.fromkeys(digests, error)
+        answer.update({(instance_name, digest): value for digest, value in found.items()})
+    return answer
 
 
 def _grouped(keys: Iterable[tuple[str, Digest]]) -> dict[tuple[str, int], list[Digest]]:

@@ -24,12 +24,14 @@ class BatchItem(NamedTuple):
 
     Attributes:
         hash: Its hash, as the peer wrote it.
+        size_bytes: Its size, likewise: a request may ask for one hash with two sizes, of which one is wrong.
         data: Its bytes; empty in an answer to an update.
         code: gRPC status code; 0 for OK.
         message: What went wrong.
     """
 
     hash: str
+    size_bytes: int
     data: bytes
     code: int
     message: str
@@ -71,10 +73,10 @@ def read_batch_read_response(response: bytes) -> list[BatchItem]:
 
 
 def _item(response: bytes, start: int, end: int, *, status_tag: int, data_tag: int = 0) -> BatchItem:
-    hash_, data, code, message = "", b"", 0, ""
+    hash_, size_bytes, data, code, message = "", 0, b"", 0, ""
     for tag, a, b in scan(response, start, end):
         if tag == 0x0A:
-            hash_, _ = read_digest(response, a, b)
+            hash_, size_bytes = read_digest(response, a, b)
         elif tag == status_tag:
             for inner, c, d in scan(response, a, b):
                 if inner == 0x08:
@@ -83,4 +85,4 @@ def _item(response: bytes, start: int, end: int, *, status_tag: int, data_tag: i
                     message = text(response, c, d)
         elif tag == data_tag:
             data = response[a:b]
-    return BatchItem(hash_, data, code, message)
+    return BatchItem(hash_, size_bytes, data, code, message)

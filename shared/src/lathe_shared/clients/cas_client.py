@@ -30,7 +30,7 @@ from lathe_shared.clients.byte_stream_client import ByteStreamClient, transfer_s
 from lathe_shared.clients.rpc_client import RetryPolicy, RpcClient
 from lathe_shared.clock import SystemClock
 from lathe_shared.digest import Digest, DigestFunction
-from lathe_shared.errors import BlobNotFoundError, InternalError, LatheError, NotFoundError
+from lathe_shared.errors import BlobNotFoundError, InternalError, LatheError, NotFoundError, UnavailableError
 from lathe_shared.status_details import error_from
 from lathe_shared.wire import message_field, scan, string_field, text, varint_field
 
@@ -108,7 +108,8 @@ class CasClient:
     async def _read_whole_stream(self, instance_name: str, digest: Digest) -> bytes:
         async with self._transfers, aclosing(self.read_stream(instance_name, digest)) as pieces:
             data = b"".join([piece async for piece in pieces])
-        self._verify(digest, data)
+        if (error := self._mismatch(digest, data)) is not None:
+            raise error
         return data
 
     async def read_stream(
@@ -160,10 +161,12 @@ class CasClient:
     async def batch_read(self, instance_name: str, digests: Iterable[Digest]) -> dict[Digest, bytes | LatheError]:
         """Read many blobs, each with its bytes or its own error.
 
-        What fits goes into batches, the rest over ByteStream. A blob that is not there has ``BlobNotFoundError``.
+        What fits goes into batches, the rest over ByteStream. A blob that is not there has ``BlobNotFoundError``; the
+        blobs of a batch that is refused as a whole share its error.
 
         Raises:
-            LatheError: A whole request failed.
+            UnavailableError: The CAS stayed away.
+            LatheError: It did not say how large batches may be.
         """
         found: dict[Digest, bytes | LatheError] = {}
         wanted = set()
@@ -176,7 +179,9 @@ class CasClient:
         async def one(digest: Digest) -> None:
             try:
                 found[digest] = await self._read_whole_stream(instance_name, digest)
-            except NotFoundError as error:
+            except UnavailableError:
+                raise
+            except LatheError as error:
                 found[digest] = error
 
         batches, streamed = await self._divided(instance_name, wanted)
@@ -197,22 +202,29 @@ class CasClient:
         batch: Sequence[Digest],
         found: dict[Digest, bytes | LatheError],
     ) -> None:
-        by_hash = {digest.hash: digest for digest in batch}
-        request = batch_read_request(instance_name, function, by_hash.values())
-        async with self._transfers:
-            response = await self._rpc.unary(_SERVICE + "BatchReadBlobs", request)
-        for item in read_batch_read_response(response):
-            digest = by_hash.pop(item.hash, None)
-            if digest is None:
+        unanswered = set(batch)
+        request = batch_read_request(instance_name, function, batch)
+        try:
+            async with self._transfers:
+                response = await self._rpc.unary(_SERVICE + "BatchReadBlobs", request)
+            items = read_batch_read_response(response)
+        except UnavailableError:
+            raise
+        except LatheError as error:
+            found.update(dict.fromkeys(batch, error))
+            return
+        for item in items:
+            digest = Digest(item.hash, item.size_bytes, function)
+            if digest not in unanswered:
                 continue
+            unanswered.remove(digest)
             if item.code == Status.NOT_FOUND.value:
                 found[digest] = BlobNotFoundError(digest)
             elif item.code:
                 found[digest] = error_from(Status(item.code), item.message)
             else:
-                self._verify(digest, item.data)
-                found[digest] = item.data
-        for digest in by_hash.values():
+                found[digest] = self._mismatch(digest, item.data) or item.data
+        for digest in unanswered:
             found[digest] = InternalError(f"{self._rpc.peer} left {digest} out of its answer")
 
     async def write(self, instance_name: str, digest: Digest, data: bytes) -> None:
@@ -278,9 +290,9 @@ class CasClient:
         for item in read_batch_update_response(response):
             if item.code:
                 raise error_from(Status(item.code), item.message)
-            acknowledged.add(item.hash)
+            acknowledged.add((item.hash, item.size_bytes))
         for digest in batch:
-            if digest.hash not in acknowledged:
+            if (digest.hash, digest.size_bytes) not in acknowledged:
                 raise InternalError(f"{self._rpc.peer} left {digest} out of its answer")
 
     async def _write_stream(self, instance_name: str, digest: Digest, source: BlobSource) -> None:
@@ -346,10 +358,9 @@ class CasClient:
         fitting = {digest for digest in small if _size_in_batch(digest) <= limit}
         return list(_batches(fitting, limit)), digests - fitting
 
-    def _verify(self, digest: Digest, data: bytes) -> None:
+    def _mismatch(self, digest: Digest, data: bytes) -> LatheError | None:
         got = Digest.of(data, digest.function)
-        if got != digest:
-            raise InternalError(f"{self._rpc.peer} sent {got} in place of {digest}")
+        return None if got == digest else InternalError(f"{self._rpc.peer} sent {got} in place of {digest}")
 
 
 def _content(source: BlobSource) -> bytes:

@@ -14,7 +14,7 @@ from lathe_shared.clients.rpc_client import RpcClient
 from lathe_shared.errors import LatheError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from lathe_shared.clock import Clock
     from lathe_shared.digest import Digest
@@ -41,16 +41,10 @@ class GrpcCas(Cas):
             return await self._blobs.find_missing(instance_name, digests)
 
     @override
-    async def read(self, instance_name: str, digests: Collection[Digest]) -> dict[Digest, bytes]:
-        found = {}
+    async def read(self, instance_name: str, digests: Collection[Digest]) -> Mapping[Digest, bytes | LatheError]:
         with self._noting():
-            for digest, blob in (await self._blobs.batch_read(instance_name, digests)).items():
-                if isinstance(blob, LatheError):
-                    if not isinstance(blob, NotFoundError):
-                        raise blob
-                else:
-                    found[digest] = blob
-        return found
+            found = await self._blobs.batch_read(instance_name, digests)
+        return {digest: blob for digest, blob in found.items() if not isinstance(blob, NotFoundError)}
 
     @override
     async def get_action_result(self, instance_name: str, action_digest: Digest) -> bytes | None:
