@@ -79,13 +79,28 @@ async def test_the_program_may_be_relative_to_the_working_directory(bench: Workb
     assert ran.stdout == b"./tool argument\n"
 
 
-@pytest.mark.parametrize(("program", "code"), [("no_such_program", 127), ("/no/such", 127), ("./data", 126)])
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [("no_such_program", 127), ("/no/such", 127), ("./data", 126), ("-i", 127), ("-", 127), ("--help", 127)],
+)
 async def test_a_program_that_cannot_be_run_fails_as_in_a_shell(bench: Workbench, program: str, code: int) -> None:
     ran = await bench.run(program, "x", inputs={"data": b"no program"})
 
     assert ran.exit_code == code
     assert program.encode() in ran.stderr
     assert ran.outcome.kind is OutcomeKind.FAILED
+
+
+@pytest.mark.parametrize("environment", [{}, {"PWD": "/proc/self/cwd"}], ids=["plain", "with PWD"])
+@pytest.mark.parametrize("count", [1, 10_000])
+async def test_a_program_may_have_a_name_like_an_option(
+    bench: Workbench, environment: dict[str, str], count: int
+) -> None:
+    tool = (b'#!/bin/sh\necho "$# $1"', True)
+    environment = {"PATH": "/lathe/root:/bin", **environment}
+    ran = await bench.run("-i", *["-x"] * count, inputs={"-i": tool}, environment=environment)
+
+    assert ran.stdout == b"%d -x\n" % count
 
 
 async def test_commands_longer_than_bubblewrap_takes_keep_arguments_and_environment(bench: Workbench) -> None:

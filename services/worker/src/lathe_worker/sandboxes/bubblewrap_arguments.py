@@ -120,7 +120,12 @@ def options(spec: SandboxSpec, view: View, *, exec_root: Path, temporary_directo
 
 def _goes_by_file(spec: SandboxSpec) -> bool:
     """Tell whether a command and its variables, which take three arguments each, are too many for bubblewrap."""
-    return "=" not in spec.argv[0] and len(spec.argv) + 3 * len(spec.environment) > MAX_ARGUMENTS
+    return _env_runs(spec.argv[0]) and len(spec.argv) + 3 * len(spec.environment) > MAX_ARGUMENTS
+
+
+def _env_runs(program: str) -> bool:
+    """Tell whether env takes this for a program; not what has a ``=``, nor ``-`` alone, an option even after ``--``."""
+    return "=" not in program and program != "-"
 
 
 def serialized(arguments: Iterable[str]) -> bytes:
@@ -138,15 +143,15 @@ def command(spec: SandboxSpec) -> tuple[Sequence[str], bytes]:
     A command of very many arguments or variables comes from a file by way of bash, whose own variables never reach the
     action.
     """
-    if "=" in spec.argv[0]:
-        return spec.argv, b""  # env would take it for a variable
+    if not _env_runs(spec.argv[0]):
+        return spec.argv, b""
     if _goes_by_file(spec):
         script = f'mapfile -d "" -t arguments < {ARGUMENTS_FILE} && exec -c "${{arguments[@]}}"'
         variables = [f"{name}={value}" for name, value in spec.environment.items()]
-        return ("/bin/bash", "-c", script), serialized([_ENV, *variables, *spec.argv])
+        return ("/bin/bash", "-c", script), serialized([_ENV, "--", *variables, *spec.argv])
     if "PWD" in spec.environment:
-        return (_ENV, f"PWD={spec.environment['PWD']}", *spec.argv), b""
-    return (_ENV, "-u", "PWD", *spec.argv), b""
+        return (_ENV, "--", f"PWD={spec.environment['PWD']}", *spec.argv), b""
+    return (_ENV, "-u", "PWD", "--", *spec.argv), b""
 
 
 def limit_prefix(limits: ResourceLimits) -> list[str]:
