@@ -62,6 +62,11 @@ class Actions:
                 directory.directories.add(name=name, digest=digest(blobs[-1]))
         return [*blobs, directory.SerializeToString()]
 
+    def capabilities(self) -> Any:
+        """Ask the scheduler what it can do."""
+        stub = self._client.api.reapi_stubs.CapabilitiesStub(self._client.scheduler_channel)
+        return stub.GetCapabilities(self._client.api.reapi.GetCapabilitiesRequest(instance_name=INSTANCE))
+
     def start(self, action_digest: Any, **fields: Any) -> Any:
         """Call Execute; return the stream of Operations."""
         request = self._client.api.reapi.ExecuteRequest(

@@ -57,6 +57,42 @@ def test_results_say_who_ran_the_action_and_when(actions: Actions) -> None:
     assert metadata.virtual_execution_duration.ToNanoseconds() > 0
 
 
+def test_the_advertised_node_properties_are_set_on_inputs_and_reported_of_outputs(
+    client: IndependentClient, actions: Actions
+) -> None:
+    api = client.api.reapi
+    offered = actions.capabilities().execution_capabilities.supported_node_properties
+    assert set(offered) == {"mtime", "unix_mode"}
+    properties = api.NodeProperties()
+    properties.mtime.seconds, properties.mtime.nanos = 1_234_567_890, 123_456_000
+    properties.unix_mode.value = 0o640
+    data, root = b"content", api.Directory()
+    root.files.add(name="in", digest=client.digest(data), node_properties=properties)
+    command = api.Command(
+        arguments=["/bin/sh", "-c", "cp -p in out; mkdir dir; cp -p in dir; ln -s in link"],
+        output_paths=["out", "dir", "link"],
+        output_node_properties=offered,
+    )
+    action = api.Action(
+        command_digest=client.digest(command.SerializeToString()),
+        input_root_digest=client.digest(root.SerializeToString()),
+    )
+    blobs = (data, root.SerializeToString(), command.SerializeToString(), action.SerializeToString())
+
+    response = actions.execute(client.store(*blobs)[-1])
+
+    assert response.result.exit_code == 0, response
+    (out,), (link,), (directory,) = (
+        response.result.output_files,
+        response.result.output_symlinks,
+        response.result.output_directories,
+    )
+    (inner,) = api.Tree.FromString(blob(client, directory.tree_digest)).root.files
+    assert out.node_properties == inner.node_properties == properties
+    assert link.node_properties.HasField("mtime")
+    assert link.node_properties.HasField("unix_mode")
+
+
 class TestOutputs:
     SCRIPT = (
         "mkdir -p out/deep dir/sub/empty; echo plain > out/plain; echo run > out/deep/run; chmod +x out/deep/run;"

@@ -160,6 +160,7 @@ async def test_capabilities_are_those_of_the_cas_and_execution(cluster: Cluster)
     assert execution.exec_enabled
     assert execution.digest_function == 1
     assert 1 in execution.digest_functions
+    assert execution.supported_node_properties == ["mtime", "unix_mode"]
     assert execution.execution_priority_capabilities.priorities[0].min_priority < 0
 
 

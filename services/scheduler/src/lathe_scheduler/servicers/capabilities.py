@@ -23,6 +23,9 @@ MAX_PRIORITY = 2**31 - 1
 MIN_PRIORITY = -(2**31)
 """All that ExecutionPolicy.priority, an int32, can carry."""
 
+NODE_PROPERTIES = ("mtime", "unix_mode")
+"""What workers set on inputs and report of outputs: the two that have fields of their own in NodeProperties."""
+
 _PRIORITIES = reapi.PriorityCapabilities(
     priorities=[reapi.PriorityCapabilitiesPriorityRange(min_priority=MIN_PRIORITY, max_priority=MAX_PRIORITY)]
 )
@@ -54,6 +57,7 @@ class CapabilitiesServicer(Servicer):
             digest_function=offered[0] if offered else reapi.DigestFunctionValue(reapi.DigestFunctionValue.UNKNOWN),
             exec_enabled=True,
             execution_priority_capabilities=_PRIORITIES,
+            supported_node_properties=list(NODE_PROPERTIES),
             digest_functions=offered,
         )
         return bytes(capabilities)
