@@ -9,7 +9,7 @@ from lathe_scheduler import queue_effects as effects
 from lathe_scheduler import queue_events as events
 from lathe_scheduler.queue_settings import QueueSettings
 from lathe_scheduler.task import OutcomeKind, TaskState
-from lathe_scheduler.task_transitions import MAX_UNSTARTED_LOSSES
+from lathe_scheduler.task_transitions import AVOIDANCE_SECONDS, MAX_UNSTARTED_LOSSES
 from lathe_scheduler.worker import WorkerState
 from lathe_shared.errors import FailedPreconditionError
 
@@ -293,6 +293,44 @@ def test_an_action_waits_for_another_worker_than_the_one_at_fault() -> None:
     blocker = next(start for start in driver.started if start.worker_id == "good")
     driver.finish(blocker)
     assert driver.dispatched()[-1] == ("a", "good")
+
+
+def test_an_action_does_not_wait_for_a_busy_worker_for_ever() -> None:
+    driver = QueueDriver()
+    driver.connect("bad")
+    driver.execute("a")
+    driver.connect("good")
+    driver.execute("blocker")
+    driver.finish(driver.started[0], fault=True)
+    for lost_count in (1, 2):
+        driver.begin(driver.started[-1])
+        given = len(driver.started)
+        for _ in range(6 * lost_count):
+            assert len(driver.started) == given
+            driver.advance(AVOIDANCE_SECONDS / 6)
+            driver.heartbeat("bad")
+            driver.heartbeat("good")
+        assert driver.dispatched()[given:] == [("a", "bad")]
+        driver.finish(driver.started[-1], fault=True)
+    assert driver.queue.queued_count == 0
+
+
+def test_what_waited_for_another_worker_long_enough_does_so_no_more_when_it_is_given_back() -> None:
+    driver = QueueDriver()
+    driver.connect("bad")
+    driver.execute("a")
+    driver.connect("good", slots=2)
+    driver.execute("blocker")
+    driver.finish(driver.started[0], fault=True)
+    assert driver.dispatched()[-1] == ("a", "good")
+    for _ in range(6):
+        driver.advance(AVOIDANCE_SECONDS / 6)
+        driver.heartbeat("bad")
+        driver.heartbeat("good")
+    # It never began, so this is no attempt, and nothing new to wait for.
+    for _ in range(3):
+        driver.heartbeat("good", [driver.started[1].lease_id])
+    assert driver.dispatched()[-1] == ("a", "bad")
 
 
 def test_without_another_worker_the_one_at_fault_tries_again() -> None:

@@ -70,6 +70,7 @@ class ActionQueue:
             TimerKind.WORKER_DISCONNECTED: workers.reconnect_due,
             TimerKind.WORKER_FORGOTTEN: workers.memory_due,
             TimerKind.QUEUE_UNSERVED: tasks.unserved_due,
+            TimerKind.RETRY_WAITED: tasks.retry_waited,
             TimerKind.OPERATION_ABANDONED: clients.abandoned_due,
             TimerKind.OPERATION_EXPIRED: clients.retention_due,
         }

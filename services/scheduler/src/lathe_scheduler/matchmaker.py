@@ -69,6 +69,11 @@ class Matchmaker:
         self._serve_queue(queue)
         self._serve_released(now)
 
+    def serve_queue(self, key: PlatformKey, now: float) -> None:
+        """Look again at a queue in which a task waits that workers may take from now on."""
+        self._serve_queue(self.queues[key])
+        self._serve_released(now)
+
     def withdraw(self, task: Task, now: float) -> None:
         """Take out a task that waited until its state was changed just now."""
         queue = self.queues[task.platform]

@@ -125,8 +125,11 @@ class PlatformQueue:
     # ---- workers
 
     def avoids(self, task: Task, worker: Worker) -> bool:
-        """Tell whether a task should go elsewhere: it was lost on this worker, and another one serves the queue."""
-        if worker.id not in task.lost_on:
+        """Tell whether a task should go elsewhere: it was lost on this worker, and another one serves the queue.
+
+        Not any more once it has waited for that other one for long enough.
+        """
+        if not task.avoids_workers or worker.id not in task.lost_on:
             return False
         return any(other.accepts and other.id not in task.lost_on for other in self.workers.values())
 

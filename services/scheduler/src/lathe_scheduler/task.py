@@ -122,6 +122,7 @@ class Task:
         order: Place in the queue.
         lease: The worker's hold on it while ASSIGNED or EXECUTING.
         lost_on: Names of the workers on which attempts were lost, in order.
+        avoids_workers: Whether it waits for others than those, as long as there are any; for a bounded time.
         unstarted_losses: How often it was given to a worker that did not begin it, and was lost; see
             ``task_transitions``.
         outcome: Set when COMPLETED.
@@ -140,6 +141,7 @@ class Task:
     order: QueueOrder = UNORDERED
     lease: Lease | None = None
     lost_on: list[str] = field(default_factory=list)
+    avoids_workers: bool = True
     unstarted_losses: int = 0
     outcome: Outcome | None = None
 

@@ -14,6 +14,7 @@ from lathe_scheduler.queue_effects import (
     TaskRequeued,
 )
 from lathe_scheduler.task import Outcome, OutcomeKind, QueueOrder, Task, TaskState
+from lathe_scheduler.timers import TimerKind
 from lathe_scheduler.unmatched import unmatched_error
 from lathe_shared.errors import FailedPreconditionError
 
@@ -28,6 +29,10 @@ MAX_UNSTARTED_LOSSES = 5
 """How often an action may be lost before its worker said that it runs, without that being an attempt. Mostly the
 message was lost with its connection, or the worker went for another reason. But inputs alone can take a worker down,
 and what does that every time must come to an end; so what is beyond this counts."""
+
+AVOIDANCE_SECONDS = 30.0
+"""How long an action waits for another worker than those that it was lost on, for each attempt that was lost. The
+others may be busy for hours, and what was wrong with a worker is often over by then."""
 
 
 class TaskTransitions:
@@ -76,7 +81,21 @@ class TaskTransitions:
             error = None if response else _workers_lost_error(task, reason)
             self.complete(task, Outcome(OutcomeKind.WORKERS_LOST, response or None, error), now)
             return
+        task.avoids_workers = True
+        lost_count = len(task.lost_on)
+        self._state.timers.set(now + AVOIDANCE_SECONDS * lost_count, TimerKind.RETRY_WAITED, (task.id, lost_count))
         self.requeue(task, worker_id, reason, now)
+
+    def retry_waited(self, subject: tuple[int, int], now: float) -> None:
+        """Let a task that waited for another worker run on any."""
+        task_id, lost_count = subject
+        task = self._state.tasks.get(task_id)
+        # A later loss has a deadline of its own.
+        if task is None or len(task.lost_on) != lost_count:
+            return
+        task.avoids_workers = False
+        if task.state is TaskState.QUEUED:
+            self._state.matchmaker.serve_queue(task.platform, now)
 
     def lease_lost(self, task: Task, worker_id: str, reason: str, now: float) -> None:
         """Queue a task again whose worker went, or does not have it; or give it up.

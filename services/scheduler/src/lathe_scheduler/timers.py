@@ -21,6 +21,7 @@ class TimerKind(enum.Enum):
     WORKER_DISCONNECTED = "worker whose stream broke"
     WORKER_FORGOTTEN = "worker that is gone"
     QUEUE_UNSERVED = "platform key"
+    RETRY_WAITED = "task id and number of attempts lost"
     OPERATION_ABANDONED = "operation name"
     OPERATION_EXPIRED = "operation name, done"
 
