@@ -30,6 +30,7 @@ class LmdbStore:
     Attributes:
         now: The time, which passes for both clocks.
         wall_error_seconds: By how much the wall clock is wrong.
+        damaged_ids: Storage ids that a test has damaged; their chunks may be left over.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class LmdbStore:
         self.path = path
         self.now = 1_700_000_000.0
         self.wall_error_seconds = 0.0
+        self.damaged_ids: set[int] = set()
         self.options = LmdbOptions(
             policy=EvictionPolicy(limit_bytes, lease_seconds=lease_seconds, touch_step_seconds=STEP_SECONDS),
             upload_max_age_seconds=UPLOAD_MAX_AGE_SECONDS,
@@ -94,7 +96,7 @@ class LmdbStore:
 
     async def recount(self) -> Recount:
         await self.settle()
-        return recount(self.storage.environment)
+        return recount(self.storage.environment, self.damaged_ids)
 
 
 class _Clock(Clock):

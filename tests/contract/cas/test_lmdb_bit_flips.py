@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.contract.cas.blob_making import content, missing, put, read
-from tests.contract.cas.lmdb_store import LmdbStore
+from tests.contract.cas.lmdb_store import MAP_BYTES, LmdbStore
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.fsck.child import check_here
 from lathe_cas.fsck.command import main
+from lathe_cas.stores import lmdb_records as records
+from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, UnavailableError
 
@@ -48,6 +50,7 @@ def action_result(number: int) -> tuple[Digest, StoredActionResult]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_flipped_blobs_are_found_dropped_counted_and_healed(tmp_path: Path, seed: int) -> None:
     store = await written(tmp_path / "store")
+    chunks_of = storage_ids(store.path)
     flipped = set(random.Random(seed).sample([index for index, data in enumerate(BLOBS) if len(data) > 10], 20))
     image = bytearray((store.path / "data.mdb").read_bytes())
     for index in flipped:
@@ -72,9 +75,19 @@ async def test_flipped_blobs_are_found_dropped_counted_and_healed(tmp_path: Path
     await put(store.blobs, *BLOBS)
     for digest, data in zip(DIGESTS, BLOBS, strict=True):
         assert await read(store.blobs, digest) == data
+    store.damaged_ids.update(chunks_of[DIGESTS[index].key] for index in flipped)
     await store.recount()
     await store.close()
-    assert fsck(store.path) == 0
+    assert [fsck(store.path), fsck(store.path, "--repair"), fsck(store.path)] == [PROBLEMS, REPAIRED, 0]
+
+
+def storage_ids(path: Path) -> dict[bytes, int]:
+    """Return for each blob where its chunks are."""
+    environment = LmdbEnvironment(path, MAP_BYTES)
+    with environment.read() as txn:
+        found = {key: records.BlobRecord.unpack(value).storage_id for key, value in txn.cursor(environment.blobs)}
+    environment.close()
+    return found
 
 
 async def test_what_fsck_drops_is_what_reads_would_have_found(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import fcntl
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import lmdb as lmdb_library
@@ -16,9 +17,12 @@ from tests.contract.cas.lmdb_store import MAP_BYTES, LmdbStore
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.blob_store import BlobStore, UploadStatus
+from lathe_cas.fsck.child import check_here
+from lathe_cas.fsck.command import main
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_environment import LOCK_FILE_BYTES, LmdbEnvironment, StorageFormatError
 from lathe_cas.stores.lmdb_storage import StoreGivenUpError
+from lathe_cas.stores.lmdb_upload import upload_key_of
 from lathe_shared.digest import Digest
 from lathe_shared.errors import BlobNotFoundError, ResourceExhaustedError, UnavailableError
 
@@ -34,6 +38,7 @@ def flip(store: LmdbStore, piece: bytes, position: int) -> None:
         damaged = bytearray(piece)
         damaged[position] ^= 0x10
         txn.put(key, bytes(damaged))
+    store.damaged_ids.add(records.CHUNK_KEY.unpack(key)[0])
 
 
 def lose(store: LmdbStore, piece: bytes) -> None:
@@ -137,6 +142,169 @@ async def test_a_blob_written_anew_is_not_dropped_for_its_forerunners_damage(lmd
     await put(lmdb.blobs, data)
     await lmdb.settle()
     assert await lmdb.blobs.read_many([digest]) == [data]
+
+
+def change_record(store: LmdbStore, database: str, key: bytes, changed: Callable[[bytes], bytes]) -> None:
+    """Change a record behind the store's back."""
+    environment = store.storage.environment
+    with environment.env.begin(write=True, db=getattr(environment, database)) as txn:
+        txn.put(key, changed(txn.get(key, b"")))
+
+
+def blob_record(store: LmdbStore, digest: Digest) -> records.BlobRecord:
+    environment = store.storage.environment
+    with environment.read() as txn:
+        return records.BlobRecord.unpack(txn.get(digest.key, b"", environment.blobs))
+
+
+def name_chunks_of(store: LmdbStore, digest: Digest, other: Digest) -> None:
+    """Have a blob's record lead to the chunks of another blob, of as many bytes."""
+    record = blob_record(store, digest)
+    store.damaged_ids.add(record.storage_id)
+    wrong = record._replace(storage_id=blob_record(store, other).storage_id)
+    change_record(store, "blobs", digest.key, lambda _: wrong.pack())
+
+
+async def drop_by_reading(store: LmdbStore, digest: Digest) -> None:
+    assert await store.blobs.read_many([digest]) == [None]
+
+
+async def drop_by_removing(store: LmdbStore, digest: Digest) -> None:
+    assert await store.blobs.remove([digest]) == 1
+
+
+async def drop_by_putting(store: LmdbStore, digest: Digest) -> None:
+    """Have the store come upon a record that says another size, which goes, and remove what takes its place."""
+    record = blob_record(store, digest)
+    wrong = record._replace(size_bytes=record.size_bytes + 1)
+    change_record(store, "blobs", digest.key, lambda _: wrong.pack())
+    environment = store.storage.environment
+    with environment.env.begin(write=True) as txn:
+        totals = environment.totals_in(txn)
+        totals.blob_bytes += 1
+        environment.put_totals(txn, totals)
+    await put(store.blobs, next(data for data in SAME_SIZES[digest.size_bytes] if Digest.of(data) == digest))
+    await store.blobs.remove([digest])
+
+
+SAME_SIZES = {size_bytes: [content(size_bytes, seed) for seed in (1, 2)] for size_bytes in (100, 50_000, 70 * CHUNK)}
+
+
+@pytest.mark.parametrize("size_bytes", SAME_SIZES)
+@pytest.mark.parametrize("drop", [drop_by_reading, drop_by_removing, drop_by_putting])
+async def test_a_record_that_leads_to_anothers_chunks_does_not_take_them_along(
+    lmdb: LmdbStore, size_bytes: int, drop: Callable[[LmdbStore, Digest], Awaitable[None]]
+) -> None:
+    damaged, whole = await put(lmdb.blobs, *SAME_SIZES[size_bytes])
+    name_chunks_of(lmdb, damaged, whole)
+    await drop(lmdb, damaged)
+    await lmdb.settle()
+    assert missing(lmdb.blobs, damaged, whole) == [damaged]
+    assert await read(lmdb.blobs, whole) == SAME_SIZES[size_bytes][1]
+    await lmdb.close()
+    flags = (f"--data-dir={lmdb.path}", f"--temp-dir={lmdb.path.parent}")
+    assert [main([*flags, *more], {}, check_here) for more in ((), ("--repair",), ())] == [1, 3, 0], "chunks left over"
+    lmdb.damaged_ids.clear()
+    await lmdb.open()
+    assert await read(lmdb.blobs, whole) == SAME_SIZES[size_bytes][1]
+
+
+@pytest.mark.parametrize(("size_bytes", "other_bytes"), [(100, 100), (3_000, 3_000), (50_000, 2 * CHUNK)])
+async def test_eviction_by_a_damaged_record_does_not_take_anothers_chunks_along(
+    lmdb: LmdbStore, size_bytes: int, other_bytes: int
+) -> None:
+    (damaged,) = await put(lmdb.blobs, content(size_bytes, 1))
+    lmdb.now += 600
+    (whole,) = await put(lmdb.blobs, content(other_bytes, 2))
+    name_chunks_of(lmdb, damaged, whole)
+    await lmdb.reopen(limit_bytes=(records.blob_disk_bytes(other_bytes) + 192) * 10 // 9 + 2)
+    await lmdb.settle()
+    assert missing(lmdb.blobs, damaged, whole) == [damaged]
+    assert await read(lmdb.blobs, whole) == content(other_bytes, 2)
+
+
+async def test_a_blob_that_lost_a_chunk_gives_back_the_others(lmdb: LmdbStore) -> None:
+    (digest,) = await put(lmdb.blobs, content(3 * CHUNK))
+    lose(lmdb, content(3 * CHUNK)[:CHUNK])
+    assert await lmdb.blobs.read_many([digest]) == [None]
+
+
+async def test_an_action_result_that_leads_to_anothers_chunks_does_not_take_them_along(lmdb: LmdbStore) -> None:
+    other = Digest.of(b"other action")
+    for action in (ACTION, other):
+        await lmdb.results.put("main", action, StoredActionResult(b"result", []))
+    keys = [records.action_result_key("main", action.key) for action in (ACTION, other)]
+    environment = lmdb.storage.environment
+    with environment.read() as txn:
+        damaged, whole = (
+            records.ActionResultRecord.unpack(txn.get(key, b"", environment.action_results)) for key in keys
+        )
+    lmdb.damaged_ids.add(damaged.storage_id)
+    wrong = damaged._replace(storage_id=whole.storage_id).pack()
+    change_record(lmdb, "action_results", keys[0], lambda _: wrong)
+    await lmdb.results.put("main", ACTION, StoredActionResult(b"new", []))
+    assert lmdb.results.get("main", ACTION) == FoundActionResult(b"new", True)
+    assert lmdb.results.get("main", other) == FoundActionResult(b"result", True)
+    change_record(lmdb, "action_results", keys[0], lambda _: wrong)
+    assert lmdb.results.get("main", ACTION) is None
+    await lmdb.settle()
+    assert lmdb.results.get("main", other) == FoundActionResult(b"result", True)
+    with environment.env.begin(write=True) as txn:
+        totals = environment.totals_in(txn)
+        totals.action_result_bytes = whole.disk_bytes
+        environment.put_totals(txn, totals)
+        new_id = records.CHUNK_KEY.unpack(next(key for key, data in txn.cursor(environment.chunks) if data == b"new"))
+    lmdb.damaged_ids.add(new_id[0])
+
+
+async def test_an_upload_that_leads_to_anothers_chunks_does_not_take_them_along(lmdb: LmdbStore) -> None:
+    (whole,) = await put(lmdb.blobs, content(3 * CHUNK))
+    name = upload_name(blob(9 * CHUNK)[0])
+    upload = await lmdb.blobs.open_upload(name)
+    await feed(upload, content(9 * CHUNK)[: 3 * CHUNK])
+    await upload.suspend()
+
+    def lead_astray(value: bytes) -> bytes:
+        record = records.UploadRecord.unpack(value)
+        lmdb.damaged_ids.add(record.storage_id)
+        return record._replace(storage_id=blob_record(lmdb, whole).storage_id).pack()
+
+    change_record(lmdb, "uploads", upload_key_of(name), lead_astray)
+    assert (await lmdb.blobs.open_upload(name)).committed_bytes == 0, "what it leads to are not its bytes"
+    assert await read(lmdb.blobs, whole) == content(3 * CHUNK)
+
+
+@pytest.mark.parametrize("damaged_next", [1, 2, (1 << 64) - 1])
+async def test_a_counter_of_storage_ids_that_is_damaged_has_no_chunk_lost(lmdb: LmdbStore, damaged_next: int) -> None:
+    before = await put(lmdb.blobs, content(100_000, 1), content(100, 2))
+    environment = lmdb.storage.environment
+    with environment.env.begin(write=True) as txn:
+        totals = environment.totals_in(txn)
+        totals.next_storage_id = damaged_next
+        environment.put_totals(txn, totals)
+    after = await put(lmdb.blobs, content(70_000, 3), content(100, 4))
+    await lmdb.results.put("main", ACTION, StoredActionResult(b"result", []))
+    assert [len(await read(lmdb.blobs, digest)) for digest in (*before, *after)] == [100_000, 100, 70_000, 100]
+    assert lmdb.results.get("main", ACTION) == FoundActionResult(b"result", True)
+    assert environment.read_totals().next_storage_id == 6
+
+
+async def test_a_damaged_chunk_key_behind_all_others_keeps_nobody_from_writing(lmdb: LmdbStore) -> None:
+    await put(lmdb.blobs, content(1_000, 1))
+    environment = lmdb.storage.environment
+    with environment.env.begin(write=True, db=environment.chunks) as txn:
+        txn.put(records.CHUNK_KEY.pack((1 << 63) + 1, 0, bytes(8)), b"of nobody")
+    lmdb.damaged_ids.add((1 << 63) + 1)
+    digests = await put(lmdb.blobs, content(100_000, 2), content(100, 3))
+    assert [len(await read(lmdb.blobs, digest)) for digest in digests] == [100_000, 100]
+    assert environment.read_totals().next_storage_id == 4
+    await lmdb.close()
+    flags = (f"--data-dir={lmdb.path}", f"--temp-dir={lmdb.path.parent}")
+    assert [main([*flags, *more], {}, check_here) for more in (("--repair",), ())] == [3, 0]
+    lmdb.damaged_ids.clear()
+    await lmdb.open()
+    assert lmdb.storage.environment.read_totals().next_storage_id == 4
+    assert missing(lmdb.blobs, *digests) == []
 
 
 async def test_damage_on_the_disk_itself_is_noticed(lmdb: LmdbStore) -> None:
@@ -255,6 +423,7 @@ async def test_a_record_that_is_wrong_about_compression_has_no_stream_taken_for_
     with environment.env.begin(write=True, db=environment.blobs) as txn:
         record = records.BlobRecord.unpack(txn.get(digest.key, b""))
         assert record.compression == sent_as_zstd
+        lmdb.damaged_ids.add(record.storage_id)
         txn.put(digest.key, record._replace(compression=1 - record.compression).pack())
     with pytest.raises(BlobNotFoundError):
         await read(lmdb.blobs, digest)

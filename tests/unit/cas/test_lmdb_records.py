@@ -15,6 +15,7 @@ from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import cut, delete_chunks, put_chunks, read_chunks
 from lathe_cas.stores.lmdb_environment import LmdbEnvironment
 from lathe_shared.digest import Digest, DigestFunction
+from lathe_shared.errors import InternalError
 
 CHUNK = 65_520
 PAGE = 4_096
@@ -166,8 +167,23 @@ def test_small_chunks_take_no_overflow_pages(environment: LmdbEnvironment, lengt
 def test_a_full_chunk_fills_its_pages(environment: LmdbEnvironment) -> None:
     put_many(environment, CHUNK, 10)
     assert pages(environment)[1] == 160
-    put_many(environment, CHUNK + 1, 10)
     assert records.chunk_disk_bytes(CHUNK + 1) == records.chunk_disk_bytes(CHUNK) + PAGE
+
+
+def test_a_chunk_that_cannot_be_appended_is_an_error(environment: LmdbEnvironment) -> None:
+    with environment.env.begin(write=True) as txn:
+        put_chunks(txn, environment.chunks, 2, 0, cut(b"second", 7), newest=True)
+        with pytest.raises(InternalError):
+            put_chunks(txn, environment.chunks, 1, 0, cut(b"first", 7), newest=True)
+        put_chunks(txn, environment.chunks, 1, 0, cut(b"first", 7), newest=False)
+        assert read_chunks(txn, environment.chunks, 1, 7, 0, 1) == [b"first"]
+
+
+@pytest.mark.parametrize("function", list(DigestFunction))
+@pytest.mark.parametrize("compression", [0, 1])
+def test_an_uploads_key_tells_its_blobs(function: DigestFunction, compression: int) -> None:
+    key = Digest.of(b"x", function).key
+    assert records.upload_blob_key(records.upload_key("main", "upload", key, 1, compression)) == key
 
 
 def test_deleted_chunks_give_their_pages_back(environment: LmdbEnvironment) -> None:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lathe_cas.compression.zstd_decoder import ZstdDecoder
 from lathe_cas.compression.zstd_framing import MalformedZstdError
-from lathe_cas.fsck.entries import INSTANCE_BYTES, Owner, OwnerKind
+from lathe_cas.fsck.entries import INSTANCE_BYTES, NEVER_REACHED, Owner, OwnerKind
 from lathe_cas.fsck.findings import Note, Problem
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import checksum
@@ -77,7 +77,8 @@ class ChunkCheck:
     def _walk(self, owners: Iterator[tuple[int, Iterator[Owner]]]) -> None:
         wanted, group = next(owners, (None, iter(())))
         for storage_id, chunks in groupby(self._entries(), key=lambda entry: entry[0]):
-            self.next_storage_id = max(self.next_storage_id, storage_id + 1)
+            if storage_id < NEVER_REACHED:
+                self.next_storage_id = max(self.next_storage_id, storage_id + 1)
             while wanted is not None and wanted < storage_id:
                 self._settle(wanted, [self._new_walk(owner) for owner in group])
                 wanted, group = next(owners, (None, iter(())))

@@ -44,6 +44,9 @@ _UPLOAD_BLOB = slice(40, None)
 UPLOAD_SIZE = slice(32, 40)
 INSTANCE_BYTES = 16
 
+NEVER_REACHED = 1 << 63
+"""No counter of a store comes here: a number beyond it is damage."""
+
 
 class Owner(NamedTuple):
     """A record that chunks belong to.

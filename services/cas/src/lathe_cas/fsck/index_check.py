@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lathe_cas.fsck.entries import (
     INSTANCE_BYTES,
+    NEVER_REACHED,
     UPLOAD_SIZE,
     Owner,
     OwnerKind,
@@ -37,9 +38,6 @@ ACTION_RESULT_BYTES = 37
 UPLOAD_BYTES = 53
 GARBAGE_BYTES = 12
 """Lengths of the records, as docs/storage-format.md has them."""
-
-_NEVER_REACHED = 1 << 63
-"""No counter of a store comes here: a number beyond it is damage."""
 
 _INDEX = records.INDEX_OVERHEAD_BYTES
 
@@ -181,7 +179,7 @@ def _group_keys(key: bytes, value: bytes) -> list[bytes] | None:
         return None
     _, kind, sequence = GROUP_KEY.unpack(key)
     keys = decode_keys(value)
-    if kind not in (KIND_BLOB, KIND_ACTION_RESULT) or sequence >= _NEVER_REACHED:
+    if kind not in (KIND_BLOB, KIND_ACTION_RESULT) or sequence >= NEVER_REACHED:
         return None
     if not 0 < len(keys) <= MAX_GROUP_ENTRIES or encode_keys(keys) != value:
         return None
@@ -195,7 +193,7 @@ def _check_length(value: bytes, length: int) -> None:
 
 
 def _check_storage_id(storage_id: int) -> None:
-    if not 0 < storage_id < _NEVER_REACHED:
+    if not 0 < storage_id < NEVER_REACHED:
         raise _Misfit(f"storage id {storage_id}")
 
 
@@ -315,6 +313,6 @@ def _garbage(key: bytes, value: bytes) -> _Checked:
     if len(key) != records.STORAGE_ID.size:
         raise _Misfit("the key is no storage id")
     (storage_id,) = records.STORAGE_ID.unpack(key)
-    if not 0 < storage_id < _NEVER_REACHED or not record.chunks:
+    if not 0 < storage_id < NEVER_REACHED or not record.chunks:
         raise _Misfit(f"{record.chunks} chunks of storage id {storage_id}")
     return _Checked(Owner(storage_id, OwnerKind.GARBAGE, record.chunks, 0, 0, 0, 0, 0, key), b"", record.disk_bytes)

@@ -9,10 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
+
 from lathe_cas.stores import lmdb_access_log as access_log
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.access_touches import KIND_ACTION_RESULT, KIND_BLOB
-from lathe_cas.stores.lmdb_chunks import delete_chunks, length_of, put_chunks
+from lathe_cas.stores.lmdb_chunks import (
+    blob_seed,
+    chunk_seed,
+    delete_chunks,
+    has_exactly,
+    is_owner,
+    length_of,
+    put_chunks,
+)
 from lathe_cas.stores.lmdb_eviction import EvictionEffort, evict
 from lathe_shared.errors import ResourceExhaustedError
 
@@ -37,7 +47,17 @@ MAX_EVICTED_FOR_ROOM = 1024
 """How many things go in one transaction to make room for large writes, and how many for small ones: some 25 ms each
 time. As many as make room for the largest small write if each is no larger than what it costs in the index."""
 
+VERIFIED_IN_EVICTION_BYTES = records.PAGE_BYTES - records.PAGE_HEADER_BYTES
+"""Up to this length a chunk is verified before eviction deletes it: it lies in one page, which deleting reads anyway.
+Longer ones would have to be read from the disk for that, since what is evicted was not used for long. Measured, with
+nothing in memory: 65,520 bytes take 1.3 ms instead of 0.08, and 4,000 take no longer than before."""
+
+_STORAGE_IDS_END = 1 << 62
+"""No counter comes here. A storage id beyond it is damage, and others must not follow behind it."""
+
 _INDEX = records.INDEX_OVERHEAD_BYTES
+
+_log = structlog.get_logger(__name__)
 
 
 class RoomNotYetError(Exception):
@@ -130,6 +150,7 @@ class WriteBatch:
         self.changes = 0
         """Counts changes by operations, so that one which fails after its first change is noticed."""
         self._step_bytes = records.STEP.pack(step)
+        self._appends: bool | None = None
         self._log_entries: dict[int, list[bytes]] = {KIND_ACTION_RESULT: [], KIND_BLOB: []}
         self.waiting: WaitingWrite | None = None
         self._waited = waiting
@@ -254,9 +275,31 @@ class WriteBatch:
 
     def new_storage_id(self) -> int:
         """Return a storage id that was never used."""
+        if self._appends is None:
+            self._appends = self._check_storage_ids()
         storage_id = self.totals.next_storage_id
         self.totals.next_storage_id += 1
         return storage_id
+
+    def _check_storage_ids(self) -> bool:
+        """Have new storage ids begin behind all that have chunks, whatever the totals say, since those may be damaged.
+
+        Returns:
+            Whether chunks with such an id come last in the database. They do not if a damaged key stands there.
+        """
+        cursor = self.txn.cursor(self.environment.chunks)
+        is_last = True
+        found = cursor.last()
+        if found and cursor.key() >= records.STORAGE_ID.pack(_STORAGE_IDS_END):
+            is_last = False
+            cursor.set_range(records.STORAGE_ID.pack(_STORAGE_IDS_END))
+            found = cursor.prev()
+        largest = int.from_bytes(cursor.key()[:8].ljust(8, b"\0"), "big") if found else 0
+        totals = self.totals
+        if not largest < totals.next_storage_id < _STORAGE_IDS_END:
+            _log.error("storage_ids_damaged", next=totals.next_storage_id, largest=largest)
+            totals.next_storage_id = largest + 1
+        return is_last
 
     # Blobs
 
@@ -270,7 +313,7 @@ class WriteBatch:
     ) -> None:
         """Store a whole, verified blob that is not there. Room is reserved already."""
         storage_id = self.new_storage_id()
-        put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
+        self.stage_chunks(storage_id, 0, chunks, newest=True)
         disk_bytes = sum(chunk.disk_bytes for chunk in chunks)
         stored_bytes = length_of(chunks) if compression else size_bytes
         self._index_blob(key, size_bytes, storage_id, len(chunks), disk_bytes, stored_bytes, compression)
@@ -341,13 +384,16 @@ class WriteBatch:
             return False
         return self.touch(KIND_BLOB, key)
 
-    def drop_blob(self, key: bytes, record: records.BlobRecord, *, keep_chunks: bool = False) -> None:
+    def drop_blob(
+        self, key: bytes, record: records.BlobRecord, *, keep_chunks: bool = False, is_cold: bool = False
+    ) -> None:
         """Make a blob vanish. What takes long to free becomes garbage.
 
         Args:
             key: The blob.
             record: Its record.
             keep_chunks: Leave its chunks where they are, since LMDB cannot go there; fsck finds them.
+            is_cold: Whether its chunks are hardly in memory, so that they should not be read if they are long.
         """
         self.changes += 1
         self.txn.delete(key, db=self.environment.blobs)
@@ -356,7 +402,15 @@ class WriteBatch:
         totals.blob_bytes -= record.size_bytes
         totals.stored_bytes -= record.disk_bytes
         if not keep_chunks:
-            self._discard(record.storage_id, record.chunks, record.disk_bytes)
+            # What is compressed has chunks of any length.
+            is_cut_evenly = record.chunks == 1 or not record.compression
+            self._discard(
+                record.storage_id,
+                record.chunks,
+                record.disk_bytes,
+                blob_seed(key, record.compression),
+                unread_bytes=record.stored_bytes if is_cold and is_cut_evenly else None,
+            )
 
     # Uploads
 
@@ -377,9 +431,10 @@ class WriteBatch:
         self.totals.staged_bytes += new.disk_bytes - (old.disk_bytes if old else -_INDEX)
 
     def stage_chunks(self, storage_id: int, first_number: int, chunks: Sequence[Chunk], *, newest: bool) -> None:
-        """Write chunks of an unfinished upload. Room is reserved already."""
+        """Write chunks, of an unfinished upload or of anything else. Room is reserved already."""
         self.changes += 1
-        put_chunks(self.txn, self.environment.chunks, storage_id, first_number, chunks, newest=newest)
+        appends = newest and bool(self._appends)
+        put_chunks(self.txn, self.environment.chunks, storage_id, first_number, chunks, newest=appends)
 
     def unstage_chunk(self, storage_id: int, number: int) -> None:
         """Delete one chunk of an unfinished upload: a part chunk that is about to be written whole."""
@@ -391,7 +446,8 @@ class WriteBatch:
         self.changes += 1
         self.txn.delete(upload_key, db=self.environment.uploads)
         self.totals.staged_bytes -= record.disk_bytes + _INDEX
-        self._discard(record.storage_id, record.chunks, record.disk_bytes)
+        seed = blob_seed(records.upload_blob_key(upload_key), record.compression)
+        self._discard(record.storage_id, record.chunks, record.disk_bytes, seed)
 
     # Action results
 
@@ -407,9 +463,8 @@ class WriteBatch:
         old = self.action_result(key)
         if old is not None:
             self.drop_action_result(key, old)
-        self.changes += 1
         storage_id = self.new_storage_id()
-        put_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks, newest=True)
+        self.stage_chunks(storage_id, 0, chunks, newest=True)
         disk_bytes = sum(chunk.disk_bytes for chunk in chunks) + _INDEX
         record = records.ActionResultRecord(
             self.step, storage_id, payload_bytes, disk_bytes, len(chunks), references, flags
@@ -419,14 +474,22 @@ class WriteBatch:
         self.totals.action_results += 1
         self.totals.action_result_bytes += disk_bytes
 
-    def drop_action_result(self, key: bytes, record: records.ActionResultRecord, *, keep_chunks: bool = False) -> None:
+    def drop_action_result(
+        self, key: bytes, record: records.ActionResultRecord, *, keep_chunks: bool = False, is_cold: bool = False
+    ) -> None:
         """Make an action result vanish; the arguments are those of ``drop_blob``."""
         self.changes += 1
         self.txn.delete(key, db=self.environment.action_results)
         self.totals.action_results -= 1
         self.totals.action_result_bytes -= record.disk_bytes
         if not keep_chunks:
-            self._discard(record.storage_id, record.chunks, record.disk_bytes)
+            self._discard(
+                record.storage_id,
+                record.chunks,
+                record.disk_bytes,
+                chunk_seed(record.identity(key)),
+                unread_bytes=record.payload_bytes if is_cold else None,
+            )
 
     # Access order and eviction
 
@@ -482,10 +545,40 @@ class WriteBatch:
         self.totals.garbage_bytes -= freed
         return freed
 
-    def _discard(self, storage_id: int, chunks: int, disk_bytes: int) -> None:
+    def _discard(
+        self, storage_id: int, chunks: int, disk_bytes: int, seed: int, *, unread_bytes: int | None = None
+    ) -> None:
+        """Delete chunks, or make them garbage, if they belong to what had the record.
+
+        The record may be damaged, and its storage id that of something whole. What is not proved to be its own is left,
+        since nothing tells damaged bytes from another's; fsck can, and finds what belongs to nobody.
+
+        Args:
+            storage_id: Where the record says that they are.
+            chunks: How many.
+            disk_bytes: What they count for.
+            seed: What the checksums of its chunks are seeded with.
+            unread_bytes: Bytes in all chunks together, all but the last of them full, if they are better not read.
+        """
+        if not chunks:
+            return
+        if not self._may_delete(storage_id, chunks, seed, unread_bytes):
+            _log.error("chunks_left", storage_id=storage_id, chunks=chunks, effect="run lathe-cas fsck --repair")
+            return
         if chunks <= FREE_AT_ONCE_CHUNKS:
             delete_chunks(self.txn, self.environment.chunks, storage_id, 0, chunks)
             return
         record = records.GarbageRecord(chunks, disk_bytes)
         self.txn.put(records.STORAGE_ID.pack(storage_id), record.pack(), db=self.environment.garbage)
         self.totals.garbage_bytes += disk_bytes
+
+    def _may_delete(self, storage_id: int, chunks: int, seed: int, unread_bytes: int | None) -> bool:
+        database = self.environment.chunks
+        if unread_bytes is not None:
+            last_bytes = unread_bytes - (chunks - 1) * records.CHUNK_BYTES
+            if last_bytes > VERIFIED_IN_EVICTION_BYTES:
+                return has_exactly(self.txn, database, storage_id, chunks)
+            if is_owner(self.txn, database, storage_id, seed, (chunks - 1,)):
+                return True
+        # If the first one is damaged or gone, another one is as good a proof.
+        return is_owner(self.txn, database, storage_id, seed, range(min(chunks, FREE_AT_ONCE_CHUNKS)))

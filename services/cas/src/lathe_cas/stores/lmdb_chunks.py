@@ -12,9 +12,10 @@ import xxhash
 
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
 from lathe_cas.stores.lmdb_records import CHUNK_BYTES, CHUNK_KEY, CHUNK_PREFIX, STORAGE_ID, chunk_disk_bytes
+from lathe_shared.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import lmdb
     from lmdb import _Database as Database
@@ -136,11 +137,17 @@ def put_chunks(
         chunks: What to write.
         newest: Whether no larger storage id has chunks. The pages of the B-tree are then filled to the brim, since
             LMDB appends instead of splitting pages in the middle.
+
+    Raises:
+        InternalError: There are chunks of a larger storage id after all. What was written before has to be taken back
+            with the transaction.
     """
     pack = CHUNK_KEY.pack
     put = txn.put
     for number, chunk in enumerate(chunks, first_number):
-        put(pack(storage_id, number, chunk.checksum), chunk.data, append=newest, db=database)
+        # LMDB appends no key that is not the largest: it says so, and stores nothing.
+        if not put(pack(storage_id, number, chunk.checksum), chunk.data, append=newest, db=database):
+            raise InternalError(f"chunk {number} of storage id {storage_id} is not the last of all")
 
 
 def read_chunks(
@@ -180,6 +187,35 @@ def _read_chunks(
         number += 1
         prefix = CHUNK_PREFIX.pack(storage_id, number)
         found = cursor.next()
+
+
+def is_owner(
+    txn: lmdb.Transaction[bytes], database: Database, storage_id: int, seed: int, numbers: Iterable[int]
+) -> bool:
+    """Tell whether one of these chunks is there and proves that its storage id belongs to what ``seed`` stands for.
+
+    A storage id has one owner. So the first chunk that verifies is proof for all of them.
+    """
+    cursor = txn.cursor(database)
+    for number in numbers:
+        prefix = CHUNK_PREFIX.pack(storage_id, number)
+        if cursor.set_range(prefix):
+            key, data = cursor.item()
+            if key[:12] == prefix and checksum(data, seed, number) == key[12:]:
+                return True
+    return False
+
+
+def has_exactly(txn: lmdb.Transaction[bytes], database: Database, storage_id: int, count: int) -> bool:
+    """Tell whether a storage id has a last chunk with the number that it has if there are ``count``.
+
+    Looks at keys alone, so no page is read that holds bytes of a chunk.
+    """
+    cursor = txn.cursor(database)
+    prefix = CHUNK_PREFIX.pack(storage_id, count - 1)
+    if not cursor.set_range(prefix) or cursor.key()[:12] != prefix:
+        return False
+    return not cursor.next() or cursor.key()[:8] != prefix[:8]
 
 
 def delete_chunks(

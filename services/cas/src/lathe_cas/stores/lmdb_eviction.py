@@ -87,11 +87,11 @@ def _evict_one(batch: WriteBatch, group: access_log.Group, key: bytes) -> int:
     report.note_evicted_age(batch.policy.least_age_seconds(group.step, batch.step))
     if group.kind == KIND_ACTION_RESULT:
         result = records.ActionResultRecord.unpack(value)
-        batch.drop_action_result(key, result)
+        batch.drop_action_result(key, result, is_cold=True)
         report.evicted_action_results += 1
         return result.disk_bytes
     blob = records.BlobRecord.unpack(value)
-    batch.drop_blob(key, blob)
+    batch.drop_blob(key, blob, is_cold=True)
     report.evicted_blobs += 1
     report.evicted_bytes += blob.size_bytes
     return blob.disk_bytes

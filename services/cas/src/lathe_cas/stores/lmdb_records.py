@@ -312,4 +312,11 @@ def action_result_identity(key: bytes, payload_bytes: int, references: int, flag
     return key + _ACTION_RESULT_IDENTITY.pack(payload_bytes, references, flags)
 
 
+def upload_blob_key(key: bytes) -> bytes:
+    """Return the key of the blob in an upload's key, without what says that the client compresses it."""
+    blob = key[UPLOAD_BLOB]
+    # The first byte says how long a hash is, but a hash has an even length, and so a digest key an odd one.
+    return blob if len(blob) % 2 else blob[:-1]
+
+
 ACTION_RESULT_DIGEST_KEY = slice(16, None)
