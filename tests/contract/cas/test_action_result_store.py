@@ -31,12 +31,12 @@ async def test_a_result_comes_back_as_it_was_put(stores: Stores, references: int
     for size_bytes in (0, 1, 2_000, CHUNK, CHUNK + 1, 5 * CHUNK):
         payload = content(size_bytes)
         await stores.results.put("main", ACTION, result(payload, *digests))
-        assert stores.results.get("main", ACTION) == FoundActionResult(payload, True)
+        assert await settled(stores.results.get("main", ACTION)) == FoundActionResult(payload, True)
         if digests:
             await stores.blobs.remove([digests[-1]])
-            assert stores.results.get("main", ACTION) is None
+            assert await settled(stores.results.get("main", ACTION)) is None
             await put(stores.blobs, data[-1])
-            assert stores.results.get("main", ACTION) == FoundActionResult(payload, True)
+            assert await settled(stores.results.get("main", ACTION)) == FoundActionResult(payload, True)
 
 
 async def test_a_result_survives_closing(stores: Stores) -> None:
@@ -97,10 +97,10 @@ async def test_a_new_result_takes_the_old_ones_place(stores: Stores) -> None:
     first, second = await put(stores.blobs, b"first", b"second")
     await stores.results.put("main", ACTION, result(content(3 * CHUNK), first))
     await stores.results.put("main", ACTION, result(b"", expanded=False))
-    assert stores.results.get("main", ACTION) == FoundActionResult(b"", False)
+    assert await settled(stores.results.get("main", ACTION)) == FoundActionResult(b"", False)
     await stores.results.put("main", ACTION, result(content(2 * CHUNK), second))
     await stores.blobs.remove([first])
-    assert stores.results.get("main", ACTION) == FoundActionResult(content(2 * CHUNK), True)
+    assert await settled(stores.results.get("main", ACTION)) == FoundActionResult(content(2 * CHUNK), True)
 
 
 async def test_instances_and_actions_are_kept_apart(stores: Stores) -> None:

@@ -106,7 +106,7 @@ async def test_an_action_result_under_a_damaged_record_is_a_miss_and_heals(
     await store.results.put("main", ACTION, stored)
     assert store.results.get("main", ACTION) == FoundActionResult(b"result", True)
     change_result(store, **fields)
-    assert store.results.get("main", ACTION) is None
+    assert await settled(store.results.get("main", ACTION)) is None
     await store.settle()
     assert store.blobs.status().action_results == 0
     await store.results.put("main", ACTION, stored)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.contract.cas.blob_making import blob, content, feed, missing, missing_soon, put, read, upload_name
 from tests.contract.cas.lmdb_store import STEP_SECONDS, LmdbStore
 
-from lathe_cas.action_result_store import StoredActionResult
+from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.soon import settled
 from lathe_cas.stores import lmdb_committer, lmdb_writer
+from lathe_cas.stores.lmdb_batch import WriteBatch
+from lathe_cas.stores.lmdb_operations import Operation, PutActionResult
 from lathe_shared.digest import Digest
 from lathe_shared.errors import LatheError, ResourceExhaustedError
 
@@ -231,3 +235,100 @@ async def test_a_lower_limit_makes_nobody_wait(store: LmdbStore) -> None:
     assert store.blobs.status().blobs == blobs
     await store.settle()
     assert store.blobs.status().stored_bytes <= 200_000
+
+
+MANY = 3_000
+"""References of a large action result: more than one transaction touches, more than are looked for on the loop."""
+TINY = [b"tiny %d" % number for number in range(MANY)]
+LARGE = StoredActionResult(b"large", [(digest.key, digest.size_bytes) for digest in map(Digest.of, TINY)])
+
+
+@pytest.fixture
+def touched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many things each transaction touches."""
+    counts: list[int] = []
+    finish = WriteBatch.finish
+
+    def noted(batch: WriteBatch) -> None:
+        counts.append(batch.report.touched)
+        finish(batch)
+
+    monkeypatch.setattr(WriteBatch, "finish", noted)
+    return counts
+
+
+async def oldest_step(store: LmdbStore) -> int:
+    """Return the oldest step of any blob, having made sure that no action result counts as used later."""
+    count = await store.recount()
+    steps = count.blobs.values()
+    assert all(step <= min(steps) for step in count.action_results.values())
+    return min(steps)
+
+
+async def test_what_a_large_action_result_names_is_touched_in_bounded_transactions(
+    store: LmdbStore, touched: list[int]
+) -> None:
+    await put(store.blobs, *TINY)
+    store.now += STEP_SECONDS
+    await store.results.put("main", ACTION, LARGE)
+    assert sum(touched) == MANY
+    assert max(touched) <= lmdb_committer.MAX_TOUCHES
+    assert await oldest_step(store) == store.storage.step()
+
+
+async def test_many_action_results_share_a_transaction_only_as_far_as_there_is_time_for_their_blobs(
+    store: LmdbStore, touched: list[int]
+) -> None:
+    await put(store.blobs, *TINY)
+    store.now += STEP_SECONDS
+    parts = [StoredActionResult(b"part", LARGE.references[start : start + 100]) for start in range(0, MANY, 100)]
+    actions = [Digest.of(b"part %d" % number) for number in range(len(parts))]
+    await asyncio.gather(*(store.results.put("main", *pair) for pair in zip(actions, parts, strict=True)))
+    assert sum(touched) == MANY
+    assert max(touched) < lmdb_committer.MAX_TOUCHES + 100
+
+
+@pytest.mark.parametrize("ended_steps", [1, 5])
+async def test_a_large_action_result_never_counts_as_used_later_than_its_blobs(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch, ended_steps: int
+) -> None:
+    await put(store.blobs, *TINY)
+    submit = store.storage.writer.submit
+    left = ended_steps
+
+    async def submit_slowly(operation: Operation[Any]) -> Any:
+        nonlocal left
+        if isinstance(operation, PutActionResult) and left:
+            left -= 1
+            store.now += STEP_SECONDS
+        return await submit(operation)
+
+    monkeypatch.setattr(store.storage.writer, "submit", submit_slowly)
+    await store.results.put("main", ACTION, LARGE)
+    assert store.blobs.status().action_results == 1
+    assert await oldest_step(store) == store.storage.step()
+
+
+async def test_a_large_action_result_is_looked_up_beside_other_requests_and_leased(store: LmdbStore) -> None:
+    await put(store.blobs, *TINY)
+    await store.results.put("main", ACTION, LARGE)
+    for passed in (0, STEP_SECONDS, SURELY_OVER_SECONDS):
+        store.now += passed
+        answer = store.results.get("main", ACTION)
+        assert answer is not None
+        assert not isinstance(answer, FoundActionResult), "not on the loop"
+        assert await answer == FoundActionResult(b"large", True)
+        assert await oldest_step(store) == store.storage.step()
+    await store.blobs.remove([Digest.of(TINY[-1])])
+    assert await settled(store.results.get("main", ACTION)) is None
+
+
+async def test_a_large_action_result_that_is_damaged_is_a_miss_and_goes(store: LmdbStore) -> None:
+    await store.results.put("main", ACTION, LARGE)
+    environment = store.storage.environment
+    with environment.env.begin(write=True, db=environment.chunks) as txn:
+        (key,) = [key for key, value in txn.cursor() if value.endswith(b"large")]
+        txn.delete(key)
+    assert await settled(store.results.get("main", ACTION)) is None
+    await store.settle()
+    assert store.blobs.status().action_results == 0

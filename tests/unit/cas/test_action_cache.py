@@ -363,3 +363,25 @@ async def test_a_large_directory_keeps_nobody_waiting(kind: str, files: int, mon
     await fixture.cache.update("main", ACTION, result)
     assert await fixture.get() == result
     assert [thread is threading.current_thread() for thread in threads] == [not is_large]
+
+
+@pytest.mark.parametrize("files", [3, 5_000])
+async def test_a_large_action_result_is_taken_apart_beside_others(files: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixture = Fixture()
+    outputs = [
+        reapi.OutputFile(path=f"{number:05}", digest=fixture.set.add(b"%d" % number).to_message())
+        for number in range(files)
+    ]
+    result = bytes(reapi.ActionResult(output_files=outputs))
+    fixture.upload()
+    threads: set[threading.Thread] = set()
+    parse = Digest.parse
+
+    def watched(hash_: str, size_bytes: int, function: DigestFunction, field: str) -> Digest:
+        threads.add(threading.current_thread())
+        return parse(hash_, size_bytes, function, field)
+
+    monkeypatch.setattr(Digest, "parse", watched)
+    await fixture.cache.update("main", ACTION, result)
+    assert await fixture.get() == result
+    assert [thread is threading.current_thread() for thread in threads] == [len(result) <= INLINE_PARSE_BYTES]

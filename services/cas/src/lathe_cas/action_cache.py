@@ -49,8 +49,8 @@ class ActionCache:
     def get(self, instance_name: str, action_digest: Digest) -> Soon[bytes | None]:
         """Return an action result if it is there and complete, and touch it and all that it names.
 
-        An answer at once is the rule. It needs to be awaited if the result's Trees came after it, and if a lease has to
-        be renewed.
+        An answer at once is the rule. It needs to be awaited if the result's Trees came after it, if a lease has to be
+        renewed, and if it names many blobs.
         """
         found = self._results.get(instance_name, action_digest)
         if found is None:
@@ -95,11 +95,10 @@ class ActionCache:
         await self._results.put(instance_name, action_digest, stored)
 
     async def _with_references(self, action_result: bytes, function: DigestFunction) -> StoredActionResult:
-        named = read_references(action_result)
-        references: References = {}
-        _add(references, named.blobs, function, "action_result.output_files.digest")
-        trees = _digests(named.trees, function, "action_result.output_directories.tree_digest")
-        roots = _digests(named.root_directories, function, "action_result.output_directories.root_directory_digest")
+        if len(action_result) <= INLINE_PARSE_BYTES:
+            references, trees, roots = _named_by(action_result, function)
+        else:
+            references, trees, roots = await asyncio.to_thread(_named_by, action_result, function)
         expanded = True
         for tree in trees:
             references[tree.key, tree.size_bytes] = None
@@ -149,6 +148,16 @@ class ActionCache:
                         seen.add(child)
                         queue.append(child)
         return complete
+
+
+def _named_by(action_result: bytes, function: DigestFunction) -> tuple[References, list[Digest], list[Digest]]:
+    """Return what an ActionResult names: files and the like, Trees, and root Directories."""
+    named = read_references(action_result)
+    references: References = {}
+    _add(references, named.blobs, function, "action_result.output_files.digest")
+    trees = _digests(named.trees, function, "action_result.output_directories.tree_digest")
+    roots = _digests(named.root_directories, function, "action_result.output_directories.root_directory_digest")
+    return references, trees, roots
 
 
 def _add_tree_files(references: References, tree: Digest, data: bytes) -> None:

@@ -53,7 +53,8 @@ class ActionResultStore(ABC):
         """Return an action result if every blob in its references is there, and touch it and them all.
 
         Called inline on the event loop, so it must not block. An answer at once is the rule; if a lease is over, or
-        about to end, it has to be awaited until that is renewed. The check and the look-up see one state of the store.
+        about to end, it has to be awaited until that is renewed, and if the result names many blobs, until they are
+        looked for in a thread. The check and the look-up see one state of the store.
         """
 
     @abstractmethod

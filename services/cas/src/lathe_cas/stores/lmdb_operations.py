@@ -38,6 +38,11 @@ class Operation(ABC, Generic[T]):
         return 0
 
     @property
+    def touches(self) -> int:
+        """How many blobs this operation touches beside what it is about."""
+        return 0
+
+    @property
     def order_key(self) -> bytes | None:
         """Operations with the same key are applied in the order in which they came; others may overtake each other."""
         return None
@@ -332,8 +337,10 @@ class DropUpload(Operation[None]):
 
 
 @dataclass(slots=True)
-class PutActionResult(Operation[None]):
+class PutActionResult(Operation[bool]):
     """Store an action result in place of what was there, and touch what it names so that it does not go first.
+
+    Returns whether it is stored.
 
     Attributes:
         key: The action result.
@@ -342,6 +349,7 @@ class PutActionResult(Operation[None]):
         blobs: What it names, as far as that is known.
         references: How many of them the payload begins with.
         flags: Of its record.
+        only_in_step: The touch step in which it may be stored, since what it names was touched before; None for any.
     """
 
     key: bytes
@@ -350,18 +358,27 @@ class PutActionResult(Operation[None]):
     blobs: Sequence[bytes]
     references: int
     flags: int = field(default=0)
+    only_in_step: int | None = None
 
     @property
     @override
     def cost_bytes(self) -> int:
         return self.payload_bytes
 
+    @property
     @override
-    def apply(self, batch: WriteBatch) -> None:
+    def touches(self) -> int:
+        return len(self.blobs)
+
+    @override
+    def apply(self, batch: WriteBatch) -> bool:
+        if self.only_in_step not in (None, batch.step):
+            return False
         for key in self.blobs:
             batch.touch(KIND_BLOB, key)
         batch.reserve(sum(chunk.disk_bytes for chunk in self.chunks) + _INDEX)
         batch.put_action_result(self.key, self.payload_bytes, self.chunks, self.references, self.flags)
+        return True
 
 
 @dataclass(slots=True)

@@ -246,10 +246,11 @@ def _take_from(
 ) -> list[tuple[Operation[Any], asyncio.Future[Any]]]:
     """Remove and return what comes first, as far as it fits into a batch."""
     taken: list[tuple[Operation[Any], asyncio.Future[Any]]] = []
-    cost = 0
-    while queue and cost < max_bytes and len(taken) < MAX_BATCH_OPERATIONS:
+    cost = touches = 0
+    while queue and cost < max_bytes and touches < MAX_TOUCHES and len(taken) < MAX_BATCH_OPERATIONS:
         item = queue.popleft()
         cost += item[0].cost_bytes
+        touches += item[0].touches
         taken.append(item)
     return taken
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from lathe_cas.action_result_store import ActionResultStore, FoundActionResult, StoredActionResult
 from lathe_cas.soon import settled
+from lathe_cas.stores.lmdb_action_result_store import INLINE_REFERENCES, UncheckedActionResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -45,6 +47,8 @@ class ShardedActionResultStore(ActionResultStore):
         unchecked = shard.get_unchecked(instance_name, action_digest)
         if unchecked is None:
             return None
+        if not isinstance(unchecked, UncheckedActionResult):
+            return self._get_large(instance_name, action_digest, unchecked)
         missing = self._blobs.find_missing([(None, key, size_bytes) for key, size_bytes in unchecked.references])
         if not isinstance(missing, list):
             return self._get_later(missing, lambda: shard.touched(instance_name, action_digest, unchecked))
@@ -55,6 +59,20 @@ class ShardedActionResultStore(ActionResultStore):
         missing: Awaitable[list[None]], touched: Callable[[], Soon[FoundActionResult | None]]
     ) -> FoundActionResult | None:
         return None if await missing else await settled(touched())
+
+    async def _get_large(
+        self, instance_name: str, action_digest: Digest, answer: Awaitable[UncheckedActionResult | None]
+    ) -> FoundActionResult | None:
+        """Look for many references beside other requests."""
+        unchecked = await answer
+        if unchecked is None:
+            return None
+        for start in range(0, len(unchecked.references), INLINE_REFERENCES):
+            references = unchecked.references[start : start + INLINE_REFERENCES]
+            if await settled(self._blobs.find_missing([(None, key, size_bytes) for key, size_bytes in references])):
+                return None
+            await asyncio.sleep(0)
+        return await settled(self._shard(action_digest).touched(instance_name, action_digest, unchecked))
 
     @override
     async def put(self, instance_name: str, action_digest: Digest, stored: StoredActionResult) -> None:
