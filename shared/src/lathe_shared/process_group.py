@@ -31,7 +31,7 @@ from lathe_shared.lifecycle import BACKLOG, BuildFunction, StartError, run_servi
 from lathe_shared.log_config import configure_logging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from lathe_shared.config_loading import ServiceSettings
 
@@ -39,6 +39,9 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 FORGIVEN_AFTER_SECONDS = 60.0
 """A process that ends is started again at once, then after doubling pauses; a life of this length clears its record."""
+
+_LONGEST_FOLDER_BYTES = 80
+"""The address of a Unix socket has 107 bytes; the rest is for the socket's name."""
 
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -77,17 +80,41 @@ def run_processes(
         The exit code: 0 after an orderly stop of all, 1 if they could not start or one of them did not stop well.
     """
     configure_logging(settings.service, settings.log_level)
-    directory = Path(tempfile.mkdtemp(prefix=f"lathe-{settings.service}-"))
     try:
-        build = prepare()
-        group = _Group(settings, build, directory)
-        group.bind(count, ports)
-        return group.run()
+        with _folder_for_sockets(f"lathe-{settings.service}-") as directory:
+            group = _Group(settings, prepare(), directory)
+            group.bind(count, ports)
+            return group.run()
     except StartError as error:
         sys.stderr.write(f"{settings.program()}: {error}\n")
         return 1
+
+
+@contextlib.contextmanager
+def _folder_for_sockets(prefix: str) -> Iterator[Path]:
+    """Make a folder that only this user can enter, and remove it in the end.
+
+    Yields:
+        A path to it for this process and those that it forks, short enough for the address of a socket.
+
+    Raises:
+        StartError: It cannot be made.
+    """
+    try:
+        made = tempfile.mkdtemp(prefix=prefix)
+    except OSError as error:
+        raise StartError(f"cannot make a temporary folder: {error.strerror}") from None
+    try:
+        if len(os.fsencode(made)) <= _LONGEST_FOLDER_BYTES:
+            yield Path(made)
+            return
+        descriptor = os.open(made, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)
 
 
 class _Group:
@@ -106,15 +133,18 @@ class _Group:
         """Bind every port for every process.
 
         Raises:
-            StartError: A port cannot be bound.
+            StartError: A port cannot be bound, or a socket for reports not be made.
         """
         host = self._settings.host
         bound = {name: _bind_shared(name, host, port, count) for name, port in ports.items()}
         self._ports = {name: sockets[0].getsockname()[1] for name, sockets in bound.items()}
         for number in range(count):
             reports = socket.socket(socket.AF_UNIX)
-            reports.bind(report_socket(self._directory, number))
-            reports.listen()
+            try:
+                reports.bind(report_socket(self._directory, number))
+                reports.listen()
+            except OSError as error:
+                raise StartError(f"cannot make a socket in a temporary folder: {error.strerror or error}") from None
             self._slots.append(_Slot(number, {name: sockets[number] for name, sockets in bound.items()}, reports))
 
     def run(self) -> int:

@@ -164,6 +164,20 @@ def test_whoever_is_asked_speaks_for_all(group: Group) -> None:
         assert status["store"]["blobs"] == 3
 
 
+def test_a_temporary_folder_with_a_long_path_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / ("long" * 50)
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with Group(tmp_path) as group:
+        assert len(list(temporary.iterdir())) == 1
+        assert json.loads(group.get("/status"))["answering_processes"] == PROCESSES
+        os.kill(group.pids()[0], signal.SIGKILL)
+        eventually(lambda: len(group.events("process_ready")) == PROCESSES + 1, "another one is ready")
+        assert json.loads(group.get("/status"))["answering_processes"] == PROCESSES
+        group.process.stop()
+    assert list(temporary.iterdir()) == []
+
+
 def test_one_that_is_killed_is_followed_by_another_and_the_rest_go_on(group: Group) -> None:
     """Also when it is killed in the middle of a transaction, which the others then find unfinished."""
     rng = random.Random(3)
