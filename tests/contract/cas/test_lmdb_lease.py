@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,8 @@ from tests.contract.cas.lmdb_store import STEP_SECONDS, LmdbStore
 
 from lathe_cas.action_result_store import FoundActionResult, StoredActionResult
 from lathe_cas.soon import settled
-from lathe_cas.stores import lmdb_committer, lmdb_writer
+from lathe_cas.stores import access_touches, lmdb_committer, lmdb_writer
+from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_batch import WriteBatch
 from lathe_cas.stores.lmdb_operations import Operation, PutActionResult
 from lathe_shared.digest import Digest
@@ -332,3 +334,37 @@ async def test_a_large_action_result_that_is_damaged_is_a_miss_and_goes(store: L
     assert await settled(store.results.get("main", ACTION)) is None
     await store.settle()
     assert store.blobs.status().action_results == 0
+
+
+async def steps_on_disk(store: LmdbStore, digests: list[Digest]) -> list[int]:
+    environment = store.storage.environment
+    with environment.read() as txn:
+        found = [txn.get(digest.key, b"", environment.blobs) for digest in digests]
+    return [records.BlobRecord.unpack(value).step for value in found]
+
+
+@pytest.mark.parametrize("how", ["find_missing", "find_sizes", "read_many", "action_result"])
+async def test_uses_that_are_too_many_to_wait_are_noted_before_anyone_is_told(
+    store: LmdbStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(access_touches, "MAX_WAITING", 4)
+    digests = await put(store.blobs, *TINY[:10])
+    named = [(digest.key, digest.size_bytes) for digest in digests]
+    await store.results.put("main", ACTION, StoredActionResult(b"result", named))
+    store.now += STEP_SECONDS
+    touches = store.storage.touches
+    assert missing(store.blobs, *digests[:4]) == []
+    assert len(touches) == 4, "these may wait"
+    if how == "find_missing":
+        answer: Any = store.blobs.find_missing([(digest, digest.key, digest.size_bytes) for digest in digests[4:]])
+    elif how == "find_sizes":
+        answer = store.blobs.find_sizes([digest.key for digest in digests[4:]])
+    elif how == "read_many":
+        answer = store.blobs.read_many(digests[4:])
+    else:
+        answer = store.results.get("main", ACTION)
+    assert inspect.isawaitable(answer)
+    assert len(touches) == 4
+    await answer
+    assert set(await steps_on_disk(store, digests[4:])) == {store.storage.step()}
+    await oldest_step(store)

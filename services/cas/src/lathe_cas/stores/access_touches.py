@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+MAX_WAITING = 1 << 18
+"""Keys that may wait, some 25 MB. The writer notes so many in a fraction of a touch step, be the disk a slow one; so
+what waits is noted before its lease can end. While as many do, uses are noted by operations that clients wait for."""
+
 KIND_ACTION_RESULT: Final = 0
 KIND_BLOB: Final = 1
 """Kinds in the access log; at the same step an action result sorts, and so is evicted, before the blobs it names."""
@@ -34,6 +38,10 @@ class Touches:
 
     def __len__(self) -> int:
         return len(self.blobs) + len(self.action_results)
+
+    def has_room(self, count: int = 1) -> bool:
+        """Tell whether so many keys more may wait."""
+        return len(self) + count <= MAX_WAITING
 
     def take(self, limit: int) -> list[tuple[int, bytes]]:
         """Remove and return up to ``limit`` keys, each with its kind, action results before blobs."""

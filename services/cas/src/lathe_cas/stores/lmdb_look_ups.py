@@ -104,10 +104,13 @@ class LmdbLookUps:
     def note_use(self, key: bytes, step_bytes: bytes, over: list[bytes] | None) -> None:
         """Touch a blob if that is due; add its key to ``over`` instead where that would be too late."""
         fresh = self._fresh_records()
-        if step_bytes < fresh.leased_on_bytes and over is not None:
+        if step_bytes >= fresh.step_bytes:
+            return
+        touches = self._storage.touches
+        if over is not None and (step_bytes < fresh.leased_on_bytes or not touches.has_room()):
             over.append(key)
-        elif step_bytes < fresh.step_bytes:
-            self._storage.touches.blobs.add(key)
+        else:
+            touches.blobs.add(key)
 
     def find_sizes(self, keys: Sequence[bytes]) -> Soon[list[int | None]]:
         """Return the sizes of blobs, None for what is missing; see ``BlobStore``."""

@@ -117,8 +117,8 @@ class LmdbStorage:
         """Note that things are used now whose lease is over or about to end; returns when that is durable.
 
         Until then any process that shares the environment may be evicting them, so nobody should be told before that
-        they are there. If it cannot be made durable, for want of disk space, they are noted as other uses are, since
-        a store that can still be read should be.
+        they are there. If it cannot be made durable, for want of disk space, they are noted as other uses are, as long
+        as not too many wait, since a store that can still be read should be.
 
         Args:
             blobs: Keys of blobs.
@@ -136,8 +136,9 @@ class LmdbStorage:
                 all_are_there &= await self.writer.submit(RenewLeases(first, blobs[start : start + MAX_TOUCHES]))
         except LatheError as error:
             _log.warning("leases_not_renewed", error=str(error), blobs=len(blobs))
-            self.touches.action_results.update(results)
-            self.touches.blobs.update(blobs)
+            if self.touches.has_room(len(results) + len(blobs)):
+                self.touches.action_results.update(results)
+                self.touches.blobs.update(blobs)
         return all_are_there
 
     async def watch(self) -> None:
