@@ -223,6 +223,17 @@ async def test_eviction_by_a_damaged_record_does_not_take_anothers_chunks_along(
     assert await read(lmdb.blobs, whole) == content(other_bytes, 2)
 
 
+async def test_eviction_frees_what_is_compressed(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store", compress_stored=True)
+    await store.open()
+    digests = await put(store.blobs, content(1_000), content(100_000), content(3 << 20))
+    await store.reopen(limit_bytes=1000)
+    await store.settle()
+    assert missing(store.blobs, *digests) == digests
+    await store.recount()
+    await store.close()
+
+
 async def test_a_blob_that_lost_a_chunk_gives_back_the_others(lmdb: LmdbStore) -> None:
     (digest,) = await put(lmdb.blobs, content(3 * CHUNK))
     lose(lmdb, content(3 * CHUNK)[:CHUNK])

@@ -193,9 +193,9 @@ class LmdbActionResultStore(ActionResultStore):
     def _note(self, looked_up: _LookedUp) -> bool:
         """Note that an action result and blobs that it names were used; False if that has to be durable.
 
-        That is so if a lease is over or about to end, or if too much waits to be noted. The action result is noted first,
-        so that it is written first and never counts as used later than its blobs. In any thread; a few blobs at a time,
-        since all threads wait for that.
+        That is so if a lease is over or about to end, or if too much waits to be noted. The action result is noted
+        first, so that it is written first and never counts as used later than its blobs. In any thread; a few blobs at
+        a time, since all threads wait for that.
         """
         storage, used = self._storage, looked_up.used
         if min(looked_up.step, used.oldest_step) < storage.first_step_leased_on():

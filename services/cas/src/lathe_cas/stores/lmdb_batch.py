@@ -404,12 +404,10 @@ class WriteBatch:
         if not keep_chunks:
             # What is compressed has chunks of any length.
             is_cut_evenly = record.chunks == 1 or not record.compression
+            last_bytes = _last_chunk_bytes(record.chunks, record.stored_bytes) if is_cut_evenly else records.CHUNK_BYTES
+            seed = blob_seed(key, record.compression)
             self._discard(
-                record.storage_id,
-                record.chunks,
-                record.disk_bytes,
-                blob_seed(key, record.compression),
-                unread_bytes=record.stored_bytes if is_cold and is_cut_evenly else None,
+                record.storage_id, record.chunks, record.disk_bytes, seed, cold_bytes=last_bytes if is_cold else None
             )
 
     # Uploads
@@ -483,12 +481,10 @@ class WriteBatch:
         self.totals.action_results -= 1
         self.totals.action_result_bytes -= record.disk_bytes
         if not keep_chunks:
+            last_bytes = _last_chunk_bytes(record.chunks, record.payload_bytes)
+            seed = chunk_seed(record.identity(key))
             self._discard(
-                record.storage_id,
-                record.chunks,
-                record.disk_bytes,
-                chunk_seed(record.identity(key)),
-                unread_bytes=record.payload_bytes if is_cold else None,
+                record.storage_id, record.chunks, record.disk_bytes, seed, cold_bytes=last_bytes if is_cold else None
             )
 
     # Access order and eviction
@@ -546,7 +542,7 @@ class WriteBatch:
         return freed
 
     def _discard(
-        self, storage_id: int, chunks: int, disk_bytes: int, seed: int, *, unread_bytes: int | None = None
+        self, storage_id: int, chunks: int, disk_bytes: int, seed: int, *, cold_bytes: int | None = None
     ) -> None:
         """Delete chunks, or make them garbage, if they belong to what had the record.
 
@@ -558,11 +554,11 @@ class WriteBatch:
             chunks: How many.
             disk_bytes: What they count for.
             seed: What the checksums of its chunks are seeded with.
-            unread_bytes: Bytes in all chunks together, all but the last of them full, if they are better not read.
+            cold_bytes: Length of the last one, which may be more than it has, if they are hardly in memory.
         """
         if not chunks:
             return
-        if not self._may_delete(storage_id, chunks, seed, unread_bytes):
+        if not self._may_delete(storage_id, chunks, seed, cold_bytes):
             _log.error("chunks_left", storage_id=storage_id, chunks=chunks, effect="run lathe-cas fsck --repair")
             return
         if chunks <= FREE_AT_ONCE_CHUNKS:
@@ -572,13 +568,17 @@ class WriteBatch:
         self.txn.put(records.STORAGE_ID.pack(storage_id), record.pack(), db=self.environment.garbage)
         self.totals.garbage_bytes += disk_bytes
 
-    def _may_delete(self, storage_id: int, chunks: int, seed: int, unread_bytes: int | None) -> bool:
+    def _may_delete(self, storage_id: int, chunks: int, seed: int, cold_bytes: int | None) -> bool:
         database = self.environment.chunks
-        if unread_bytes is not None:
-            last_bytes = unread_bytes - (chunks - 1) * records.CHUNK_BYTES
-            if last_bytes > VERIFIED_IN_EVICTION_BYTES:
+        if cold_bytes is not None:
+            if cold_bytes > VERIFIED_IN_EVICTION_BYTES:
                 return has_exactly(self.txn, database, storage_id, chunks)
             if is_owner(self.txn, database, storage_id, seed, (chunks - 1,)):
                 return True
         # If the first one is damaged or gone, another one is as good a proof.
         return is_owner(self.txn, database, storage_id, seed, range(min(chunks, FREE_AT_ONCE_CHUNKS)))
+
+
+def _last_chunk_bytes(chunks: int, size_bytes: int) -> int:
+    """Return the length of the last chunk if all others are full."""
+    return size_bytes - (chunks - 1) * records.CHUNK_BYTES
