@@ -21,7 +21,8 @@ from lathe_cas.stores.lmdb_operations import DropDamagedActionResult, PutActionR
 from lathe_cas.stores.lmdb_quick_work import INLINE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeAlias
 
     import lmdb
     from lmdb import _Database as Database
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from lathe_cas.soon import Soon
     from lathe_cas.stores.lmdb_storage import LmdbStorage
     from lathe_shared.digest import Digest
+
+_Get: TypeAlias = "Callable[[bytes, bytes, Database], bytes]"
 
 INLINE_REFERENCES = 500
 """Up to so many references are looked for on the event loop, which takes 0.3 ms. A result may have a million."""
@@ -111,7 +114,9 @@ class LmdbActionResultStore(ActionResultStore):
             looked_up = self._look_up(instance_name, action_digest, inline=True)
         except _TooLargeError:
             return self._get_in_thread(instance_name, action_digest)
-        return None if looked_up is None else self._noted(looked_up)
+        if looked_up is None or self._note(looked_up):
+            return None if looked_up is None else looked_up.found
+        return self._noted_durably(looked_up)
 
     async def _get_in_thread(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
         looked_up, is_noted = await self._loop.run_in_executor(
@@ -249,15 +254,17 @@ class LmdbActionResultStore(ActionResultStore):
         oldest = records.STEP.pack(step)
         all_are_due = oldest < now
         keys: list[bytes] = []
-        for key, size, value in _records(txn, database, list(_reference(key_bytes).iter_unpack(packed))):
-            if value[:12] == size + now and not all_are_due:
-                continue
-            if value[:8] != size:
-                return None
-            touched = value[8:12]
-            if all_are_due or touched < now:
-                keys.append(key)
-                oldest = min(oldest, touched)
+        for references, get in _parts(txn, database, packed, _reference(key_bytes)):
+            for key, size in references:
+                value = get(key, b"", database)
+                if value[:12] == size + now and not all_are_due:
+                    continue
+                if value[:8] != size:
+                    return None
+                touched = value[8:12]
+                if all_are_due or touched < now:
+                    keys.append(key)
+                    oldest = min(oldest, touched)
         return UsedBlobs(keys, records.STEP.unpack(oldest)[0])
 
     @override
@@ -294,24 +301,32 @@ class LmdbActionResultStore(ActionResultStore):
         self._storage.writer.submit_background(DropDamagedActionResult(key, error.storage_id, error.unreadable))
 
 
-def _records(
-    txn: lmdb.Transaction[bytes], database: Database, references: Sequence[tuple[bytes, bytes]]
-) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Give key, size and record of each reference; an empty record if there is none.
+def _parts(
+    txn: lmdb.Transaction[bytes], database: Database, packed: bytes, reference: struct.Struct
+) -> Iterable[tuple[Iterable[tuple[bytes, bytes]], _Get]]:
+    """Give references, as keys and sizes, each part with what looks its records up.
 
     Each call of LMDB lets go of the GIL. In a thread beside a busy event loop a call for each would take it a
     millisecond or more to get that back: 96 s were measured for 100,000. So many are looked up in one call.
     """
-    if len(references) <= INLINE_REFERENCES:
-        for key, size in references:
-            yield key, size, txn.get(key, b"", database)
-        return
+    if len(packed) <= INLINE_REFERENCES * reference.size:
+        return ((reference.iter_unpack(packed), txn.get),)
+    return _large_parts(txn, database, packed, reference)
+
+
+def _large_parts(
+    txn: lmdb.Transaction[bytes], database: Database, packed: bytes, reference: struct.Struct
+) -> Iterator[tuple[Iterable[tuple[bytes, bytes]], _Get]]:
     cursor = txn.cursor(database)
-    for start in range(0, len(references), MAX_TOUCHES):
-        part = references[start : start + MAX_TOUCHES]
-        found = dict(cursor.getmulti([key for key, _ in part]))
-        for key, size in part:
-            yield key, size, found.get(key, b"")
+    part_bytes = MAX_TOUCHES * reference.size
+    for start in range(0, len(packed), part_bytes):
+        references = list(reference.iter_unpack(packed[start : start + part_bytes]))
+        found = dict(cursor.getmulti([key for key, _ in references]))
+        yield references, functools.partial(_get_found, found)
+
+
+def _get_found(found: dict[bytes, bytes], key: bytes, default: bytes, _database: Database) -> bytes:
+    return found.get(key, default)
 
 
 def _prepare(instance_name: str, action_digest: Digest, stored: StoredActionResult) -> PutActionResult:
