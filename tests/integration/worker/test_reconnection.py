@@ -8,28 +8,15 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 from tests.integration.worker.fake_scheduler import WAIT_SECONDS, FakeScheduler
 from tests.integration.worker.workbench import Workbench
-from typing_extensions import override
 
 from lathe_shared.clients.rpc_client import RpcClient
 from lathe_shared.metrics import ServiceMetrics
-from lathe_shared.testing.fake_clock import FakeClock
+from lathe_shared.testing.fake_clock import ImpatientClock
 from lathe_shared.testing.serving import serving
 from lathe_worker.sandboxes.plain_process_sandbox import PlainProcessSandbox
 from lathe_worker.session_runner import RECONNECTION, STEADY_SECONDS, SessionRunner
 from lathe_worker.worker_metrics import WorkerMetrics
 from lathe_worker.worker_session import WorkerDescription, WorkerSession
-
-
-class ImpatientClock(FakeClock):
-    """Notes what it is asked to wait, and does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses: list[float] = []
-
-    @override
-    async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
 
 
 async def test_pauses_grow_until_a_connection_has_lived_for_a_while(tmp_path: Path) -> None:

@@ -295,13 +295,19 @@ def test_an_action_waits_for_another_worker_than_the_one_at_fault() -> None:
     assert driver.dispatched()[-1] == ("a", "good")
 
 
-def test_an_action_does_not_wait_for_a_busy_worker_for_ever() -> None:
+def lost_beside_a_busy_worker() -> QueueDriver:
+    """Have action ``a`` lost on worker ``bad``, while ``good`` is busy with ``blocker``."""
     driver = QueueDriver()
     driver.connect("bad")
     driver.execute("a")
     driver.connect("good")
     driver.execute("blocker")
     driver.finish(driver.started[0], fault=True)
+    return driver
+
+
+def test_an_action_does_not_wait_for_a_busy_worker_for_ever() -> None:
+    driver = lost_beside_a_busy_worker()
     for lost_count in (1, 2):
         driver.begin(driver.started[-1])
         given = len(driver.started)
@@ -346,12 +352,7 @@ def test_without_another_worker_the_one_at_fault_tries_again() -> None:
 
 
 def test_the_one_at_fault_tries_again_when_the_other_worker_goes() -> None:
-    driver = QueueDriver()
-    driver.connect("bad")
-    driver.execute("a")
-    driver.connect("good")
-    driver.execute("blocker")
-    driver.finish(driver.started[0], fault=True)
+    driver = lost_beside_a_busy_worker()
     assert len(driver.started) == 2
     driver.handle(events.WorkerDraining("good", driver.connections["good"]))
     assert driver.dispatched()[-1] == ("a", "bad")

@@ -29,7 +29,7 @@ from lathe_shared.errors import (
 from lathe_shared.service_boundary import Rpc, RpcContext, Servicer, client_streaming, server_streaming, unary
 from lathe_shared.testing.builders import BlobSet
 from lathe_shared.testing.fake_cas import FakeCas
-from lathe_shared.testing.fake_clock import FakeClock
+from lathe_shared.testing.fake_clock import FakeClock, ImpatientClock
 from lathe_shared.testing.serving import connect, serve, serving
 
 WAIT_SECONDS = 30
@@ -411,18 +411,6 @@ async def test_bytes_from_the_cas_are_verified() -> None:
     async with serving([Liar()]) as channel:
         with pytest.raises(InternalError, match="in place of"):
             await CasClient(channel).read("main", Digest.of(SMALL))
-
-
-class ImpatientClock(FakeClock):
-    """Notes what it is asked to wait, and does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses: list[float] = []
-
-    @override
-    async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
 
 
 async def test_a_peer_that_is_away_is_tried_again_then_unavailable() -> None:

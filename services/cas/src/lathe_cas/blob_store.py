@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from lathe_cas.compression.zstd_decoder import decode_whole
 from lathe_cas.compression.zstd_encoder import ZstdEncoder
@@ -177,18 +177,35 @@ class UnnamedUpload(ABC):
         Raises:
             LatheError: As ``append`` and ``finish`` do.
         """
-        try:
+        async with abandoned_on_failure(self):
             async for piece in pieces:
                 await self.append([piece], len(piece))
-        except Exception:
-            # The error that is under way matters more than one that this meets.
-            with contextlib.suppress(LatheError):
-                await self.abandon()
-            raise
-        except BaseException:
-            self.abandon_soon()
-            raise
         return await self.finish()
+
+
+class Abandonable(Protocol):
+    """What has ``abandon`` and ``abandon_soon``, as ``UnnamedUpload`` has."""
+
+    async def abandon(self) -> None:
+        """Forget what has arrived."""
+
+    def abandon_soon(self) -> None:
+        """Do what ``abandon`` does, in the background."""
+
+
+@contextlib.asynccontextmanager
+async def abandoned_on_failure(upload: Abandonable) -> AsyncIterator[None]:
+    """Have nothing left of an upload if what is done within the block fails or is cancelled."""
+    try:
+        yield
+    except Exception:
+        # The error that is under way matters more than one that this meets.
+        with contextlib.suppress(LatheError):
+            await upload.abandon()
+        raise
+    except BaseException:
+        upload.abandon_soon()
+        raise
 
 
 class BlobStore(ABC):

@@ -88,3 +88,19 @@ class FakeClock(Clock):
         """Let tasks that can run do so, without moving the time."""
         for _ in range(SETTLE_TURNS):
             await asyncio.sleep(0)
+
+
+class ImpatientClock(FakeClock):
+    """Notes what it is asked to wait, and does not wait.
+
+    Attributes:
+        pauses: What it was asked for, in seconds, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    @override
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 from typing_extensions import override
 
-from lathe_cas.blob_store import UnnamedUpload, Upload, UploadName
+from lathe_cas.blob_store import UnnamedUpload, Upload, UploadName, abandoned_on_failure
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import ChunkDamagedError, chunk_seed, cut_pieces, read_chunks
 from lathe_cas.stores.lmdb_environment import PAGE_ERRORS
@@ -478,16 +478,9 @@ class LmdbUnnamedUpload(UnnamedUpload):
 
     @override
     async def finish(self) -> Digest:
-        try:
+        # What a named upload would keep for a second try is of no use to anybody here.
+        async with abandoned_on_failure(self._upload):
             return await self._upload.publish(self._expected)
-        except LatheError:
-            # What a named upload would keep for a second try is of no use to anybody here.
-            with contextlib.suppress(LatheError):
-                await self._upload.abandon()
-            raise
-        except BaseException:
-            self._upload.abandon_soon()
-            raise
 
     def _expected(self, found: Digest) -> Digest:
         return Digest(self._expected_hash or found.hash, found.size_bytes, found.function)

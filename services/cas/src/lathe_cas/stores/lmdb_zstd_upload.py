@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from lathe_cas.blob_store import abandoned_on_failure
 from lathe_cas.compression.zstd_decoder import ZstdDecoder, decode_whole
 from lathe_cas.stores import lmdb_records as records
 from lathe_cas.stores.lmdb_chunks import blob_seed, cut
 from lathe_cas.stores.lmdb_stored_form import saves
 from lathe_cas.stores.lmdb_upload import LmdbUpload
-from lathe_shared.errors import LatheError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,16 +76,9 @@ class LmdbZstdUpload(LmdbUpload):
     @override
     async def finish(self) -> None:
         self._is_finishing = True
-        try:
+        # Nobody can go on with what is staged, and it would keep the room from others for a day.
+        async with abandoned_on_failure(self):
             await super().finish()
-        except LatheError:
-            # Nobody can go on with what is staged, and it would keep the room from others for a day.
-            with contextlib.suppress(LatheError):
-                await self.abandon()
-            raise
-        except BaseException:
-            self.abandon_soon()
-            raise
 
     @override
     async def suspend(self, pieces: Sequence[memoryview] = (), length: int = 0) -> int:
