@@ -114,17 +114,15 @@ class LmdbActionResultStore(ActionResultStore):
             looked_up = self._look_up(instance_name, action_digest, inline=True)
         except _TooLargeError:
             return self._get_in_thread(instance_name, action_digest)
-        if looked_up is None or self._note(looked_up):
-            return None if looked_up is None else looked_up.found
-        return self._noted_durably(looked_up)
+        return None if looked_up is None else self._noted(looked_up)
 
     async def _get_in_thread(self, instance_name: str, action_digest: Digest) -> FoundActionResult | None:
         looked_up, is_noted = await self._loop.run_in_executor(
             self._storage.executor, self._look_up_and_note, instance_name, action_digest
         )
-        if looked_up is None or is_noted:
-            return None if looked_up is None else looked_up.found
-        return await self._noted_durably(looked_up)
+        if looked_up is None:
+            return None
+        return looked_up.found if is_noted else await self._noted_durably(looked_up)
 
     def _look_up_and_note(self, instance_name: str, action_digest: Digest) -> tuple[_LookedUp | None, bool]:
         """Do all that needs no waiting for the disk; returns whether the use is noted, too. In a thread."""
